@@ -1,0 +1,1 @@
+"""Measurement of a classifier under the named perturbations."""

@@ -1,0 +1,199 @@
+"""NULA: a residual CNN in which nothing is subsampled without a low-pass filter first.
+
+Follows the anti-aliasing principle of R. Zhang, "Making Convolutional Networks Shift-Invariant Again" (ICML 2019):
+dense evaluation, then blur, then subsample. The residual learning is that of K. He et al., "Deep Residual Learning for
+Image Recognition" (CVPR 2016). Read the file from the bottom up.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndNoAttention, ImageClassifierOutputWithNoAttention
+
+from .configuration_nula import NulaConfig
+
+if TYPE_CHECKING:
+    # Never executed. Saving copies the files that the text of this one imports, and a model that is saved or pushed
+    # without its processor's and its pipeline's code cannot be loaded by `pipeline(...)`.
+    from .image_processing_nula import NulaImageProcessor  # noqa: F401
+    from .pipeline_nula import NulaImageClassificationPipeline  # noqa: F401
+
+MINIMUM_SIDE = 16  # pixels
+
+
+class NulaBlurPool(nn.Module):
+    """Halves height and width behind the binomial low-pass (1, 2, 1)/4 along each axis.
+
+    (1, 2, 1)/4 is two 2-tap averages in a row, so two average pools, the second with stride 2, are exactly this blur
+    followed by subsampling, and several times faster on a CPU than a depthwise convolution. Borders are replicated,
+    a constant passes unchanged, and a checkerboard (the Nyquist frequency) is removed apart from the border.
+    (B, C, H, W) -> (B, C, ceil(H/2), ceil(W/2)).
+    """
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        # Leaving the padding out of the count averages a border pixel with itself alone: replicate padding.
+        features = F.avg_pool2d(features, kernel_size=2, stride=1, padding=1, count_include_pad=False)
+        return F.avg_pool2d(features, kernel_size=2, stride=2)
+
+
+class NulaConvLayer(nn.Module):
+    """3x3 convolution, batch normalisation, ReLU, at constant resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.normalization = nn.BatchNorm2d(out_channels)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.normalization(self.convolution(features)))
+
+
+class NulaResidualLayer(NulaConvLayer):
+    """relu(x + BN(conv(x))); the identity on non-negative features at initialisation, where the BN scale is 0."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels)
+        self.normalization.initial_scale = 0.0  # read by _init_weights
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return F.relu(features + self.normalization(self.convolution(features)))
+
+
+class NulaStage(nn.Module):
+    """Widen at the incoming resolution, blur and halve, then refine by residual layers.
+
+    The non-linear widening comes before the low-pass: fine detail is first turned into features whose presence survives
+    the blur, instead of being removed by it.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, depth: int):
+        super().__init__()
+        self.widening = NulaConvLayer(in_channels, out_channels)
+        self.downsampling = NulaBlurPool()
+        self.layers = nn.Sequential(*[NulaResidualLayer(out_channels) for _ in range(depth)])
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.layers(self.downsampling(self.widening(features)))
+
+
+class NulaPreTrainedModel(PreTrainedModel):
+    config_class = NulaConfig
+    base_model_prefix = "nula"
+    main_input_name = "pixel_values"
+    _no_split_modules = ["NulaConvLayer", "NulaResidualLayer"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, getattr(module, "initial_scale", 1.0))
+            nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.running_mean)
+            nn.init.ones_(module.running_var)
+            nn.init.zeros_(module.num_batches_tracked)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            nn.init.zeros_(module.bias)
+
+
+class NulaModel(NulaPreTrainedModel):
+    """The network without its classifier: an image embedding of `config.hidden_sizes[-1]` features."""
+
+    def __init__(self, config: NulaConfig):
+        super().__init__(config)
+        self.stem = NulaConvLayer(config.num_channels, config.stem_channels)
+        widths = [config.stem_channels, *config.hidden_sizes]
+        self.stages = nn.ModuleList(
+            NulaStage(in_channels, out_channels, depth)
+            for in_channels, out_channels, depth in zip(widths, widths[1:], config.depths)
+        )
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPoolingAndNoAttention | tuple:
+        """
+        Args:
+            pixel_values: (B, num_channels, H, W) in [-1, 1] as the image processor gives them, H and W at least 16.
+            output_hidden_states: also return the features after the stem and after each stage.
+            return_dict: False for a plain tuple.
+
+        Returns:
+            last_hidden_state (B, C, h, w), pooler_output (B, C) and, if asked for, hidden_states.
+
+        Raises:
+            ValueError: pixel_values has another number of axes or channels, or is smaller than 16x16.
+        """
+        output_hidden_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values must have shape (batch, {self.config.num_channels}, height, width), "
+                f"got {tuple(pixel_values.shape)}."
+            )
+        if min(pixel_values.shape[2:]) < MINIMUM_SIDE:
+            raise ValueError(
+                f"pixel_values must be at least {MINIMUM_SIDE}x{MINIMUM_SIDE} pixels, got {tuple(pixel_values.shape[2:])}."
+            )
+        features = self.stem(pixel_values)
+        hidden_states = (features,)
+        for stage in self.stages:
+            features = stage(features)
+            hidden_states += (features,)
+        pooled = features.mean(dim=(2, 3))  # (B, C)
+        if not return_dict:
+            return (features, pooled, hidden_states) if output_hidden_states else (features, pooled)
+        return BaseModelOutputWithPoolingAndNoAttention(
+            last_hidden_state=features,
+            pooler_output=pooled,
+            hidden_states=hidden_states if output_hidden_states else None,
+        )
+
+
+class NulaForImageClassification(NulaPreTrainedModel):
+    """NULA with a linear classifier on its pooled features."""
+
+    def __init__(self, config: NulaConfig):
+        super().__init__(config)
+        self.nula = NulaModel(config)
+        self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ImageClassifierOutputWithNoAttention | tuple:
+        """
+        Args:
+            pixel_values: (B, num_channels, H, W) in [-1, 1] as the image processor gives them, H and W at least 16.
+            labels: (B,) class indices in [0, num_labels), or (B, num_labels) class probabilities; gives the
+                cross-entropy as `loss`.
+            output_hidden_states: also return the features after the stem and after each stage.
+            return_dict: False for a plain tuple.
+
+        Returns:
+            logits (B, num_labels), and loss and hidden_states if asked for.
+        """
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        outputs = self.nula(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        if not return_dict:
+            return tuple(value for value in (loss, logits, outputs.hidden_states) if value is not None)
+        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+NulaModel.register_for_auto_class("AutoModel")
+NulaForImageClassification.register_for_auto_class("AutoModelForImageClassification")

@@ -1,0 +1,1 @@
+"""Perturbations of images: pure functions of pixels in [0, 1]."""

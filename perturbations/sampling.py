@@ -1,0 +1,62 @@
+"""Operators that change the sampling structure of an image: resize, decimate, checkerboard.
+
+All take `pixels`, float32 in [0, 1] of shape (B, C, H, W), and return the same shape, clamped to [0, 1].
+"""
+
+from functools import lru_cache
+
+import torch
+from torch.nn import functional as F
+
+
+def resize(pixels: torch.Tensor, scale: float, mode: str) -> torch.Tensor:
+    """Resample to `scale` of each side and back, without antialiasing.
+
+    `mode` is "nearest", "bilinear" or "bicubic" as in `torch.nn.functional.interpolate` (align_corners False);
+    "nearest" at scale 0.5 keeps the even rows and columns. `scale` is in (0, 1].
+    """
+    sides = pixels.shape[-2:]
+    small = F.interpolate(pixels, size=[round(side * scale) for side in sides], mode=mode)
+    return F.interpolate(small, size=sides, mode=mode).clamp(0, 1)
+
+
+def resize_each(pixels: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
+    """Bilinear resampling of each image to a size of its own and back: image b to (sides[b], sides[b]).
+
+    Bilinear resampling is linear and separable, so down and up again is one matrix along each axis, and a whole batch
+    is two batched matrix products whatever its mixture of sizes. Images must be square; `sides` is an integer tensor
+    (B,) in [1, H].
+    """
+    height, width = pixels.shape[-2:]
+    if height != width:
+        raise ValueError(f"resize_each needs square images, got {height}x{width}.")
+    matrices = _bilinear_round_trips(height, pixels.device)[sides].unsqueeze(1)  # (B, 1, H, H)
+    return (matrices @ pixels @ matrices.transpose(-1, -2)).clamp(0, 1)
+
+
+@lru_cache(maxsize=8)
+def _bilinear_round_trips(length: int, device: torch.device) -> torch.Tensor:
+    """(length + 1, length, length): entry n resamples a signal of `length` to n samples and back; entry 0 is unused."""
+    basis = torch.eye(length).unsqueeze(0)  # channel c holds the unit impulse at c
+    matrices = torch.zeros(length + 1, length, length)
+    for side in range(1, length + 1):
+        small = F.interpolate(basis, size=side, mode="linear")
+        matrices[side] = F.interpolate(small, size=length, mode="linear")[0].T
+    return matrices.to(device)
+
+
+def decimate(pixels: torch.Tensor, factor: int = 2) -> torch.Tensor:
+    """Keep every `factor`-th row and column with no smoothing, and repeat each kept pixel; sides divisible by it."""
+    kept = pixels[..., ::factor, ::factor]
+    return kept.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1).clamp(0, 1)
+
+
+def checkerboard(pixels: torch.Tensor, epsilon: float | torch.Tensor) -> torch.Tensor:
+    """Add the Nyquist pattern of amplitude ε: −ε on pixel (0, 0), then alternating, the same on all channels.
+
+    `epsilon` is a number, or a tensor that broadcasts, such as (B, 1, 1, 1) for one amplitude an image.
+    """
+    rows = torch.arange(pixels.shape[-2], device=pixels.device).unsqueeze(1)
+    columns = torch.arange(pixels.shape[-1], device=pixels.device)
+    pattern = ((rows + columns) % 2 * 2 - 1).to(pixels.dtype)
+    return (pixels + epsilon * pattern).clamp(0, 1)

@@ -1,0 +1,1 @@
+"""Training of v0 and its fine-tuning into v1."""

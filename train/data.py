@@ -1,0 +1,46 @@
+"""A split of an image data set, decoded once into tensors."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from datasets import load_dataset
+from tqdm import tqdm
+
+from nula.configuration_nula import CIFAR10_LABELS
+
+SIDE = 32  # pixels
+
+
+@dataclass(frozen=True)
+class Split:
+    """`images` uint8 (N, 32, 32, 3), `labels` int64 (N,), and the SHA-256 of both."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    fingerprint: str
+
+
+def load_split(dataset: str, split: str) -> Split:
+    """Decode `split` of `dataset`, a Hub id such as uoft-cs/cifar10 or a folder of the same layout.
+
+    Needs an image column `img` (or `image`) of 32x32 pictures and a column `label` of the ten classes; anything else
+    raises ValueError.
+    """
+    rows = load_dataset(dataset, split=split)
+    column = next((name for name in ("img", "image") if name in rows.column_names), None)
+    if column is None or "label" not in rows.column_names:
+        raise ValueError(f"{dataset} ({split}) needs columns img and label, has {rows.column_names}.")
+    images = np.empty((len(rows), SIDE, SIDE, 3), dtype=np.uint8)
+    for index, row in enumerate(tqdm(rows, desc=f"decoding {split}", unit="image", leave=False)):
+        if row[column].size != (SIDE, SIDE):
+            raise ValueError(f"{dataset} ({split}) image {index} is {row[column].size}, must be ({SIDE}, {SIDE}).")
+        images[index] = np.asarray(row[column].convert("RGB"))
+    labels = np.asarray(rows["label"], dtype=np.int64)
+    if labels.min() < 0 or labels.max() >= len(CIFAR10_LABELS):
+        raise ValueError(
+            f"{dataset} ({split}) has labels {labels.min()} to {labels.max()}, must be 0 to {len(CIFAR10_LABELS) - 1}."
+        )
+    fingerprint = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    return Split(torch.from_numpy(images), torch.from_numpy(labels), fingerprint)

@@ -1,0 +1,110 @@
+"""What the two training scripts share: arguments, the run, and the files it leaves."""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import accelerate
+import datasets
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from nula.image_processing_nula import NulaImageProcessor
+from nula.modeling_nula import NulaForImageClassification
+from nula.train.data import load_split
+from nula.train.loop import train
+from nula.train.recipe import Recipe
+
+
+def build_parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--dataset", default="uoft-cs/cifar10", help="Hub id, or a folder of the same layout")
+    parser.add_argument("--output_dir", type=Path, required=True, help="receives weights, training.json, checkpoint/")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and augmentation")
+    parser.add_argument("--max_steps", type=int, help="stop after this many steps of the schedule, for tests")
+    parser.add_argument("--resume", action="store_true", help="go on from output_dir/checkpoint")
+    return parser
+
+
+def run(model: NulaForImageClassification, recipe: Recipe, arguments: argparse.Namespace, accelerator: Accelerator) -> None:
+    """Train by `recipe` on the whole training split and leave weights, processor and training.json in output_dir."""
+    output_dir: Path = arguments.output_dir
+    output_dir.mkdir(parents=True, exist_ok=True)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    with accelerator.main_process_first():  # the others find the data set cached
+        data = load_split(arguments.dataset, "train")
+    accelerator.print(f"{recipe.name}: {parameters:,} parameters, {len(data.labels):,} images, {accelerator.num_processes} process(es)")
+    started = time.perf_counter()
+    average, epochs = train(
+        model,
+        recipe,
+        data,
+        accelerator,
+        output_dir,
+        seed=arguments.seed,
+        max_steps=arguments.max_steps,
+        resume=arguments.resume,
+    )
+    if accelerator.is_main_process:
+        average.save_pretrained(output_dir)
+        NulaImageProcessor().save_pretrained(output_dir)
+        record = {
+            "recipe": asdict(recipe),
+            "command": "accelerate launch " + shlex.join(_public(argument) for argument in sys.argv),
+            "seed": arguments.seed,
+            "max_steps": arguments.max_steps,
+            "parameters": parameters,
+            "dataset": {
+                "name": _public(arguments.dataset),
+                "split": "train",
+                "images": len(data.labels),
+                "sha256": data.fingerprint,
+            },
+            "epochs": epochs,
+            "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
+            "seconds_since_start": round(time.perf_counter() - started, 1),
+            "hardware": _hardware(accelerator),
+            "versions": {module.__name__: module.__version__ for module in (torch, transformers, accelerate, datasets)}
+            | {"python": platform.python_version()},
+        }
+        (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+        accelerator.print(f"saved to {output_dir}")
+    accelerator.end_training()
+
+
+def prepare(seed: int) -> Accelerator:
+    set_seed(seed)
+    return Accelerator()
+
+
+def _public(argument: str) -> str:
+    """The argument, or only the last part of a path that leads out of the working folder: records are published."""
+    return Path(argument).name if argument.startswith(("/", "~", "..")) else argument
+
+
+def _hardware(accelerator: Accelerator) -> dict:
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+    return {
+        "device": device.type,
+        "name": name,
+        "processes": accelerator.num_processes,
+        "threads_per_process": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "mixed_precision": accelerator.mixed_precision,
+    }
+
+
+def _processor_name() -> str:
+    """The processor as /proc/cpuinfo names it on Linux, else as Python does."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -1,0 +1,85 @@
+"""The settings of v0 and v1.
+
+"published" marks a value taken from the model cards of MamaPearl/nula-cifar10-robust-v0 and -v1; everything else is this
+project's own choice.
+"""
+
+from dataclasses import dataclass
+
+OPERATORS = ("resize", "decimate", "checkerboard")  # the order of `operator_probabilities`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run. Fractions are in [0, 1]; amplitudes are in pixel values of [0, 1]."""
+
+    name: str
+
+    # Optimisation: AdamW with linear warm-up, then cosine annealing to 0, both stepped after every batch.
+    learning_rate: float  # at the end of the warm-up
+    warmup_epochs: int  # torch.optim.lr_scheduler.LinearLR from a third of the learning rate (its default)
+    cosine_epochs: int  # torch.optim.lr_scheduler.CosineAnnealingLR
+    batch_size: int = 128  # images a step over all processes; small, for many steps in few epochs
+    weight_decay: float = 0.05  # AdamW's, on convolution and classifier weights alone
+    label_smoothing: float = 0.1
+    average_decay: float = 0.998  # a step, of the running average of weights that is released; looks back 500 steps
+
+    # Every image is first cropped and flipped.
+    crop_padding: int = 2  # pixels of reflected border from which 32x32 is cropped; small, for few epochs
+    flip_probability: float = 0.5
+
+    # Then a random part of the batch (`mask_aug`) goes through one operator each.
+    augmented_share: float = 0.5  # probability of an image to be augmented
+    uniform_amplitude: float  # U(-a, a) per pixel and channel, before the operator
+    operator_probabilities: tuple[float, float, float]  # of OPERATORS
+    resize_scale: tuple[float, float]  # U(low, high) per image, bilinear down and up
+    checkerboard_epsilon: tuple[float, float] = (0.0, 0.1)  # U(low, high) per image; twice the strongest tested
+
+    def __post_init__(self):
+        def require(condition: bool, field: str, allowed: str) -> None:
+            if not condition:
+                raise ValueError(f"recipe {self.name!r}: {field} is {getattr(self, field)!r}, must be {allowed}.")
+
+        for field in ("learning_rate", "batch_size"):
+            require(getattr(self, field) > 0, field, "positive")
+        for field in ("warmup_epochs", "cosine_epochs"):
+            require(isinstance(getattr(self, field), int) and getattr(self, field) >= 1, field, "an integer >= 1")
+        for field in ("weight_decay", "uniform_amplitude", "crop_padding"):
+            require(getattr(self, field) >= 0, field, ">= 0")
+        for field in ("label_smoothing", "average_decay"):
+            require(0 <= getattr(self, field) < 1, field, "in [0, 1)")
+        for field in ("flip_probability", "augmented_share"):
+            require(0 <= getattr(self, field) <= 1, field, "in [0, 1]")
+        probabilities = self.operator_probabilities
+        require(
+            len(probabilities) == len(OPERATORS) and min(probabilities) >= 0 and abs(sum(probabilities) - 1) < 1e-6,
+            "operator_probabilities",
+            f"one probability for each of {OPERATORS}, summing to 1",
+        )
+        require(0 < self.resize_scale[0] <= self.resize_scale[1] <= 1, "resize_scale", "0 < low <= high <= 1")
+        require(0 <= self.checkerboard_epsilon[0] <= self.checkerboard_epsilon[1], "checkerboard_epsilon", "0 <= low <= high")
+
+    @property
+    def epochs(self) -> int:
+        return self.warmup_epochs + self.cosine_epochs
+
+
+V0 = Recipe(
+    name="v0",
+    learning_rate=1e-3,  # published
+    warmup_epochs=1,
+    cosine_epochs=7,  # what two CPU cores do in well under an hour
+    uniform_amplitude=0.0,  # published: none
+    operator_probabilities=(1 / 3, 1 / 3, 1 / 3),  # published: equal
+    resize_scale=(0.2, 0.6),  # published
+)
+
+V1 = Recipe(
+    name="v1",
+    learning_rate=5e-5,  # published
+    warmup_epochs=2,  # published: LinearLR for 2 epochs, chained by SequentialLR
+    cosine_epochs=8,  # published: CosineAnnealingLR for 8 epochs
+    uniform_amplitude=0.05,  # published
+    operator_probabilities=(0.5, 0.3, 0.2),  # published, drawn by torch.multinomial
+    resize_scale=(0.2, 0.45),  # published
+)
