@@ -19,7 +19,9 @@ def normalize(
     pixels: torch.Tensor, mean: Sequence[float] = IMAGE_MEAN, std: Sequence[float] = IMAGE_STD
 ) -> torch.Tensor:
     """(pixels − mean) / std per channel: (..., 3, H, W) in [0, 1] to the model's input."""
-    mean, std = (torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(-1, 1, 1) for values in (mean, std))
+    mean, std = (
+        torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(-1, 1, 1) for values in (mean, std)
+    )
     return (pixels - mean) / std
 
 
@@ -56,7 +58,7 @@ class NulaImageProcessor(BaseImageProcessor):
     Arrays of the target size and whole batches take a vectorised path.
 
     Args:
-        do_resize, size, resample: antialiased resize of height and width to `size`, by PIL's BILINEAR (2) or BICUBIC (3).
+        do_resize, size, resample: antialiased resize to `size`, by PIL's BILINEAR (2) or BICUBIC (3).
         do_rescale, rescale_factor: multiply integer pixel values by this; floating-point pixels are in [0, 1] already.
         do_normalize, image_mean, image_std: subtract and divide, per channel.
     """
@@ -78,7 +80,9 @@ class NulaImageProcessor(BaseImageProcessor):
         super().__init__(**kwargs)
         size = {"height": 32, "width": 32} if size is None else dict(size)
         if set(size) != {"height", "width"} or not all(isinstance(side, int) and side > 0 for side in size.values()):
-            raise ValueError(f'size must be {{"height": pixels, "width": pixels}} with positive integers, got {size!r}.')
+            raise ValueError(
+                f'size must be {{"height": pixels, "width": pixels}} with positive integers, got {size!r}.'
+            )
         if resample not in RESAMPLING:
             raise ValueError(f"resample must be 2 (BILINEAR) or 3 (BICUBIC), got {resample!r}.")
         for name, values in (("image_mean", image_mean), ("image_std", image_std)):
@@ -104,7 +108,7 @@ class NulaImageProcessor(BaseImageProcessor):
 
         Raises:
             ValueError: an image that is empty, has values out of range, NaN, or is not RGB; TypeError: not an image.
-                The message names its position in the batch.
+                The message names its position in a list.
         """
         if input_data_format not in (None, "channels_first", "channels_last"):
             raise ValueError(
@@ -113,17 +117,24 @@ class NulaImageProcessor(BaseImageProcessor):
         if _is_array(images) and images.ndim == 4:
             pixels = self._pixels_of_array(images, input_data_format)
         else:
-            images = list(images) if isinstance(images, (list, tuple)) else [images]
-            if not images:
+            several = isinstance(images, (list, tuple))
+            if several and not images:
                 raise ValueError("images is an empty list; at least one image is needed.")
-            pixels = torch.cat([self._pixels_of(image, position, input_data_format) for position, image in enumerate(images)])
+            named = (
+                [(f"image {position}: ", image) for position, image in enumerate(images)] if several else [("", images)]
+            )
+            arrays = [self._pixels_of(image, name, input_data_format) for name, image in named]
+            if len({array.shape for array in arrays}) > 1:
+                sizes = sorted({tuple(array.shape[2:]) for array in arrays})
+                raise ValueError(f"without do_resize all images must have one size, got {sizes}.")
+            pixels = torch.cat(arrays)
         if self.do_normalize:
             pixels = normalize(pixels, self.image_mean, self.image_std)
         if return_tensors is None:
             return BatchFeature({"pixel_values": list(pixels.numpy())})
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
-    def _pixels_of(self, image: Any, position: int, input_data_format: str | None) -> torch.Tensor:
+    def _pixels_of(self, image: Any, name: str, input_data_format: str | None) -> torch.Tensor:
         try:
             if isinstance(image, Image.Image):
                 image = to_rgb(image)
@@ -136,19 +147,20 @@ class NulaImageProcessor(BaseImageProcessor):
                 raise ValueError(f"an array of an image must have 3 axes, got shape {tuple(image.shape)}.")
             return self._pixels_of_array(image[None], input_data_format)
         except (ValueError, TypeError) as error:
-            raise type(error)(f"image {position}: {error}") from error
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{name}{error}") from error
 
     def _pixels_of_array(self, images: np.ndarray | torch.Tensor, input_data_format: str | None) -> torch.Tensor:
         """(B, H, W, 3) or (B, 3, H, W) to float32 (B, 3, height, width), resized and rescaled."""
         shape = tuple(images.shape)
         channels_last = input_data_format == "channels_last" or (input_data_format is None and shape[1] != 3)
         if shape[3 if channels_last else 1] != 3:
-            raise ValueError(f"an array must have 3 channels (RGB), first or last, got shape {shape[1:]} for one image.")
+            raise ValueError(
+                f"an array must have 3 channels (RGB), first or last, got shape {shape[1:]} for one image."
+            )
         if 0 in shape:
             raise ValueError(f"an array must hold at least one image of at least one pixel, got shape {shape}.")
-        images = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images.detach().cpu())
-        if images.is_complex() or images.dtype == torch.bool:
-            raise ValueError(f"an array must hold integers (0..255) or floating-point numbers ([0, 1]), got {images.dtype}.")
+        images = _to_tensor(images)
         integers = not images.is_floating_point()
         _check_range(images, 255 if integers else 1)
         if channels_last:
@@ -157,13 +169,31 @@ class NulaImageProcessor(BaseImageProcessor):
         if self.do_resize and images.shape[2:] != (height, width):
             if integers:  # as PIL images are resized, for the same answer to the same pixels
                 arrays = images.permute(0, 2, 3, 1).to(torch.uint8).numpy()
-                resized = [np.asarray(Image.fromarray(array).resize((width, height), self.resample)) for array in arrays]
+                resized = [
+                    np.asarray(Image.fromarray(array).resize((width, height), self.resample)) for array in arrays
+                ]
                 images = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
             else:
                 mode = RESAMPLING[self.resample]
                 images = F.interpolate(images.float(), (height, width), mode=mode, antialias=True).clamp(0, 1)
         images = images.float()
         return images * self.rescale_factor if integers and self.do_rescale else images
+
+
+def _to_tensor(images: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """uint8, int64 or float32, whatever numeric type came in: torch computes little with the others."""
+    is_numpy = isinstance(images, np.ndarray)
+    if images.dtype.kind not in "uif" if is_numpy else images.is_complex() or images.dtype == torch.bool:
+        raise ValueError(
+            f"an array must hold integers (0..255) or floating-point numbers ([0, 1]), got {images.dtype}."
+        )
+    if is_numpy:
+        dtype = np.float32 if images.dtype.kind == "f" else np.uint8 if images.dtype == np.uint8 else np.int64
+        return torch.from_numpy(np.require(images, dtype, "CW"))  # a copy if the memory is read-only, as a PIL image's
+    images = images.detach().cpu()
+    if images.is_floating_point():
+        return images.float()
+    return images if images.dtype == torch.uint8 else images.long()
 
 
 def _is_array(value: Any) -> bool:

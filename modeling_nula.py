@@ -83,7 +83,7 @@ class NulaPreTrainedModel(PreTrainedModel):
     config_class = NulaConfig
     base_model_prefix = "nula"
     main_input_name = "pixel_values"
-    _no_split_modules = ["NulaConvLayer", "NulaResidualLayer"]
+    _no_split_modules = ["NulaConvLayer", "NulaResidualLayer"]  # noqa: RUF012 (the base class's own form)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -142,7 +142,7 @@ class NulaModel(NulaPreTrainedModel):
             )
         if min(pixel_values.shape[2:]) < MINIMUM_SIDE:
             raise ValueError(
-                f"pixel_values must be at least {MINIMUM_SIDE}x{MINIMUM_SIDE} pixels, got {tuple(pixel_values.shape[2:])}."
+                f"pixel_values must be at least {MINIMUM_SIDE}x{MINIMUM_SIDE} pixels, got {tuple(pixel_values.shape)}."
             )
         features = self.stem(pixel_values)
         hidden_states = (features,)

@@ -36,7 +36,9 @@ ROWS: tuple[Row, ...] = (
     Row("Sampling", "Checkerboard ε = 0.05", lambda x, g: checkerboard(x, 0.05)),
     Row("Compositional", "Resize x0.5 + Decimate x2", lambda x, g: decimate(resize(x, 0.5, "bilinear"), 2)),
     Row("Compositional", "Decimate x2 + Resize x0.25", lambda x, g: resize(decimate(x, 2), 0.25, "bilinear")),
-    Row("Compositional", "Resize x0.5 + Checkerboard x0.03", lambda x, g: checkerboard(resize(x, 0.5, "bilinear"), 0.03)),
+    Row(
+        "Compositional", "Resize x0.5 + Checkerboard x0.03", lambda x, g: checkerboard(resize(x, 0.5, "bilinear"), 0.03)
+    ),
     Row("Spatial", "Shift X (1-pixel)", lambda x, g: shift(x, right=1)),
     Row("Spatial", "Shift Y (1-pixel)", lambda x, g: shift(x, down=1)),
     Row("Spatial", "Shift XY (Diagonal 1-pixel)", lambda x, g: shift(x, down=1, right=1)),

@@ -10,7 +10,9 @@ from nula.train.recipe import V1
 
 def main() -> None:
     parser = build_parser("Fine-tune all parameters of NULA v0 into v1.")
-    parser.add_argument("--v0", default="MamaPearl/nula-cifar10-robust-v0", help="folder or Hub id of the weights to start from")
+    parser.add_argument(
+        "--v0", default="MamaPearl/nula-cifar10-robust-v0", help="folder or Hub id of the weights to start from"
+    )
     arguments = parser.parse_args()
     accelerator = prepare(arguments.seed)
     run(NulaForImageClassification.from_pretrained(arguments.v0), V1, arguments, accelerator)

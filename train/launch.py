@@ -12,14 +12,15 @@ from pathlib import Path
 
 import accelerate
 import datasets
+import psutil
 import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from nula.dataset import load_split
 from nula.image_processing_nula import NulaImageProcessor
 from nula.modeling_nula import NulaForImageClassification
-from nula.train.data import load_split
 from nula.train.loop import train
 from nula.train.recipe import Recipe
 
@@ -34,14 +35,18 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run(model: NulaForImageClassification, recipe: Recipe, arguments: argparse.Namespace, accelerator: Accelerator) -> None:
+def run(
+    model: NulaForImageClassification, recipe: Recipe, arguments: argparse.Namespace, accelerator: Accelerator
+) -> None:
     """Train by `recipe` on the whole training split and leave weights, processor and training.json in output_dir."""
     output_dir: Path = arguments.output_dir
     output_dir.mkdir(parents=True, exist_ok=True)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     with accelerator.main_process_first():  # the others find the data set cached
         data = load_split(arguments.dataset, "train")
-    accelerator.print(f"{recipe.name}: {parameters:,} parameters, {len(data.labels):,} images, {accelerator.num_processes} process(es)")
+    accelerator.print(
+        f"{recipe.name}: {parameters:,} parameters, {len(data.labels):,} images, {accelerator.num_processes} processes"
+    )
     started = time.perf_counter()
     average, epochs = train(
         model,
@@ -81,8 +86,27 @@ def run(model: NulaForImageClassification, recipe: Recipe, arguments: argparse.N
 
 
 def prepare(seed: int) -> Accelerator:
+    _start_cpu_processes()
     set_seed(seed)
     return Accelerator()
+
+
+def _start_cpu_processes() -> None:
+    """Be two processes where `accelerate launch --cpu --num_processes 2` asks for two.
+
+    On a CPU accelerate's launcher (1.15) leaves starting more than one process to MPI: it starts one, sets the address
+    at which they would meet, and says nothing. Then this process becomes torchrun with the number asked for.
+    """
+    environment = os.environ
+    started_otherwise = any(name in environment for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
+    on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    if started_otherwise or not on_cpu or "MASTER_PORT" not in environment:
+        return
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--num_processes", "--num-processes", type=int, default=1)
+    processes = parser.parse_known_args(psutil.Process().parent().cmdline())[0].num_processes
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    os.execv(sys.executable, [*torchrun, "--master_port", environment["MASTER_PORT"], *sys.argv])
 
 
 def _public(argument: str) -> str:
@@ -107,4 +131,6 @@ def _processor_name() -> str:
     """The processor as /proc/cpuinfo names it on Linux, else as Python does."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

@@ -14,17 +14,17 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from nula.dataset import Split
 from nula.image_processing_nula import normalize
 from nula.modeling_nula import NulaForImageClassification
 from nula.train.augmentation import crop_and_flip, perturb
-from nula.train.data import Split
 from nula.train.recipe import Recipe
 
 TIMED_EVERY = 20  # steps between two that are timed in parts, which on a GPU must wait for the device
 
 
 class Progress:
-    """What a resumed run must know besides weights and optimiser: the step, the sums of the epoch under way, the log."""
+    """What a resumed run must know besides weights and optimiser: the step, sums over the epoch, the log."""
 
     def __init__(self):
         self.step, self.loss_sum, self.seconds, self.epochs = 0, 0.0, 0.0, []
@@ -115,7 +115,9 @@ def train(
     clock = _Clock(device)
     augmentation_seconds = timed_seconds = 0.0
     model.train()
-    bar = tqdm(total=last, initial=progress.step, desc=recipe.name, unit="step", disable=not accelerator.is_main_process)
+    bar = tqdm(
+        total=last, initial=progress.step, desc=recipe.name, unit="step", disable=not accelerator.is_main_process
+    )
     for epoch, step, indices in _schedule(progress.step, last, len(labels), recipe, seed):
         started = time.perf_counter()
         timed = step % TIMED_EVERY == 0
@@ -135,7 +137,9 @@ def train(
             timed_seconds += clock.read() - begin
         loss_value = loss.item()
         if not math.isfinite(loss_value):
-            raise FloatingPointError(f"loss {loss_value} at step {step}, learning rate {scheduler.get_last_lr()[0]:.3g}.")
+            raise FloatingPointError(
+                f"loss {loss_value} at step {step}, learning rate {scheduler.get_last_lr()[0]:.3g}."
+            )
         scheduler.step()
         progress.step = step + 1
         progress.loss_sum += loss_value
@@ -159,12 +163,20 @@ def train(
     bar.close()
     if progress.step % steps_per_epoch:
         _save_checkpoint(accelerator, checkpoint)
+    _check_agreement(model, accelerator)
     return average.module, progress.epochs
 
 
-def _schedule(
-    first: int, last: int, count: int, recipe: Recipe, seed: int
-) -> Iterator[tuple[int, int, torch.Tensor]]:
+def _check_agreement(model: torch.nn.Module, accelerator: Accelerator) -> None:
+    """Raise RuntimeError unless all processes hold the same parameters, to the bit."""
+    with torch.no_grad():
+        parameters = torch.cat([parameter.flatten() for parameter in model.parameters()])
+    gathered = accelerator.gather(parameters.unsqueeze(0))
+    if not (gathered == gathered[0]).all():
+        raise RuntimeError("the processes ended with different parameters.")
+
+
+def _schedule(first: int, last: int, count: int, recipe: Recipe, seed: int) -> Iterator[tuple[int, int, torch.Tensor]]:
     """(epoch, step, indices of the global batch) for the steps from `first` up to, not including, `last`."""
     steps_per_epoch = count // recipe.batch_size
     for epoch in range(first // steps_per_epoch, recipe.epochs):

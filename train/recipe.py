@@ -1,7 +1,7 @@
 """The settings of v0 and v1.
 
-"published" marks a value taken from the model cards of MamaPearl/nula-cifar10-robust-v0 and -v1; everything else is this
-project's own choice.
+"published" marks a value taken from the model cards of MamaPearl/nula-cifar10-robust-v0 and -v1; everything else is
+this project's own choice.
 """
 
 from dataclasses import dataclass
@@ -57,7 +57,11 @@ class Recipe:
             f"one probability for each of {OPERATORS}, summing to 1",
         )
         require(0 < self.resize_scale[0] <= self.resize_scale[1] <= 1, "resize_scale", "0 < low <= high <= 1")
-        require(0 <= self.checkerboard_epsilon[0] <= self.checkerboard_epsilon[1], "checkerboard_epsilon", "0 <= low <= high")
+        require(
+            0 <= self.checkerboard_epsilon[0] <= self.checkerboard_epsilon[1],
+            "checkerboard_epsilon",
+            "0 <= low <= high",
+        )
 
     @property
     def epochs(self) -> int:

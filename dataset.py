@@ -1,4 +1,4 @@
-"""A split of an image data set, decoded once into tensors."""
+"""A split of CIFAR-10, or of a data set laid out like it, decoded once into tensors."""
 
 import hashlib
 from dataclasses import dataclass

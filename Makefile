@@ -1,0 +1,30 @@
+PYTHON ?= python3
+VERSION ?= v1
+DATASET ?= uoft-cs/cifar10
+BIN := .venv/bin
+
+.PHONY: setup classify test lint release evaluate
+
+setup: .venv/.complete
+
+# Written last, so that an interrupted set-up is done again.
+.venv/.complete: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+classify: release
+	$(BIN)/python -m nula.classify --model build/nula-cifar10-robust-$(VERSION) $(IMAGE)
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+release: setup
+	$(BIN)/python -m nula.model_card.release $(VERSION)
+
+evaluate: setup
+	$(BIN)/python -m nula.evaluation table --model releases/$(VERSION) --dataset $(DATASET) --output releases/$(VERSION)/results

@@ -1,0 +1,51 @@
+"""Assemble the exact files of a Hub repository from a release.
+
+python -m nula.model_card.release v1
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from nula.image_processing_nula import NulaImageProcessor
+from nula.model_card.card import render_card, repository_name
+from nula.modeling_nula import NulaForImageClassification
+
+VERSIONS = ("v0", "v1")
+
+
+def assemble(version: str, releases: Path, build: Path) -> Path:
+    """Write build/nula-cifar10-robust-vN afresh and return it.
+
+    Saving through transformers copies the four code files and names them in config.json and
+    preprocessor_config.json, just as `push_to_hub` would.
+
+    Raises:
+        FileNotFoundError: `releases` holds no weights of this version.
+    """
+    release, payload = releases / version, build / repository_name(version)
+    if not (release / "model.safetensors").is_file():
+        raise FileNotFoundError(
+            f"{release} holds no model.safetensors; train {version} and copy its files there first."
+        )
+    card = render_card(version, releases)
+    shutil.rmtree(payload, ignore_errors=True)
+    NulaForImageClassification.from_pretrained(release).save_pretrained(payload)
+    NulaImageProcessor.from_pretrained(release).save_pretrained(payload)
+    (payload / "README.md").write_text(card)
+    return payload
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Assemble the files of a Hub repository.")
+    parser.add_argument("version", choices=VERSIONS)
+    parser.add_argument("--releases", type=Path, default=Path("releases"))
+    parser.add_argument("--build", type=Path, default=Path("build"))
+    arguments = parser.parse_args()
+    payload = assemble(arguments.version, arguments.releases, arguments.build)
+    for file in sorted(payload.iterdir()):
+        print(f"{file.stat().st_size:>10,}  {file}")
+
+
+if __name__ == "__main__":
+    main()

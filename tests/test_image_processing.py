@@ -1,0 +1,175 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from conftest import photograph
+from PIL import Image
+
+from nula.image_processing_nula import NulaImageProcessor, to_rgb
+
+processor = NulaImageProcessor()
+
+
+def pixel_values(image, **kwargs) -> torch.Tensor:
+    return processor(image, return_tensors="pt", **kwargs).pixel_values
+
+
+def test_pixels_are_scaled_to_minus_one_to_one():
+    values = np.zeros((32, 32, 3), dtype=np.uint8)
+    values[0, 0] = (255, 51, 204)
+    result = pixel_values(values)
+    assert result.shape == (1, 3, 32, 32)
+    torch.testing.assert_close(result[0, :, 0, 0], torch.tensor([1.0, -0.6, 0.6]))
+    assert result[0, :, 1:, 1:].unique().tolist() == [-1.0]
+
+
+def test_all_forms_of_one_image_agree():
+    array = photograph(32, 32)
+    expected = pixel_values(Image.fromarray(array))
+    torch.testing.assert_close(expected[0], torch.from_numpy(array / 127.5 - 1).permute(2, 0, 1).float())
+    chw = array.transpose(2, 0, 1).copy()
+    for form in (array, chw, torch.from_numpy(array), torch.from_numpy(chw), array.astype(np.int64), array[::-1][::-1]):
+        assert torch.equal(pixel_values(form), expected)
+    for form in (chw / 255, torch.from_numpy(array).float() / 255, torch.from_numpy(array).double() / 255):
+        torch.testing.assert_close(pixel_values(form), expected)
+    batch = np.stack([array, array[:, ::-1]])
+    mirrored = expected.flip(3)
+    for form in (batch, torch.from_numpy(batch).permute(0, 3, 1, 2), list(batch), [array, Image.fromarray(batch[1])]):
+        assert torch.equal(pixel_values(form), torch.cat([expected, mirrored]))
+
+
+def test_large_arrays_are_resized_as_pil_images_are():
+    array = photograph(100, 75)
+    expected = pixel_values(Image.fromarray(array))
+    pil = np.asarray(Image.fromarray(array).resize((32, 32), Image.Resampling.BICUBIC))
+    torch.testing.assert_close(expected[0], torch.from_numpy(pil / 127.5 - 1).permute(2, 0, 1).float())
+    assert torch.equal(pixel_values(array), expected)
+    assert torch.equal(pixel_values(array[None].transpose(0, 3, 1, 2)), expected)
+    torch.testing.assert_close(pixel_values(torch.from_numpy(array) / 255), expected, atol=0.02, rtol=0)
+
+
+def test_resizing_is_antialiased():
+    stripes = np.zeros((64, 64, 3), dtype=np.uint8)
+    stripes[:, ::2] = 255
+    values = pixel_values(stripes)
+    assert values.std() < 0.1  # without antialiasing, picking every second column gives all white or all black
+
+
+def test_ambiguous_channels_come_first_unless_told():
+    array = np.zeros((3, 32, 3), dtype=np.uint8)
+    array[0] = 255
+    small = NulaImageProcessor(do_resize=False)
+    first = small(array, return_tensors="pt").pixel_values
+    last = small(array, return_tensors="pt", input_data_format="channels_last").pixel_values
+    assert first.shape == (1, 3, 32, 3)
+    assert first[0, 0].min() == 1
+    assert last.shape == (1, 3, 3, 32)
+    assert last[0, :, 0].min() == 1
+
+
+def test_tensor_types():
+    image = Image.fromarray(photograph())
+    assert isinstance(processor(image, return_tensors="np").pixel_values, np.ndarray)
+    plain = processor([image, image]).pixel_values
+    assert [value.shape for value in plain] == [(3, 32, 32)] * 2
+
+
+def test_saved_and_loaded_settings_are_kept(tmp_path):
+    NulaImageProcessor(size={"height": 48, "width": 40}, resample=2, image_std=(1, 1, 0.25)).save_pretrained(tmp_path)
+    loaded = NulaImageProcessor.from_pretrained(tmp_path)
+    assert loaded(photograph(), return_tensors="pt").pixel_values.shape == (1, 3, 48, 40)
+    assert (loaded.resample, loaded.image_std) == (2, [1, 1, 0.25])
+
+
+def one_pixel(mode: str, value, **save) -> tuple[int, ...]:
+    """RGB of a picture of one colour, written to a file and read again if `save` says how."""
+    image = Image.new(mode, (4, 4), value)
+    if save:
+        file = io.BytesIO()
+        image.save(file, **save)
+        image = Image.open(file)
+    return to_rgb(image).getpixel((1, 1))
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "save", "expected"),
+    [
+        ("RGB", (10, 20, 30), {"format": "PNG"}, (10, 20, 30)),
+        ("L", 77, {"format": "PNG"}, (77, 77, 77)),
+        ("1", 1, {"format": "PNG"}, (255, 255, 255)),
+        ("RGBA", (255, 0, 0, 255), {"format": "PNG"}, (255, 0, 0)),
+        ("RGBA", (255, 0, 0, 0), {"format": "PNG"}, (255, 255, 255)),
+        ("RGBA", (0, 0, 0, 51), {"format": "PNG"}, (204, 204, 204)),
+        ("LA", (0, 51), {"format": "PNG"}, (204, 204, 204)),
+        ("CMYK", (0, 255, 255, 0), {"format": "TIFF"}, (255, 0, 0)),
+        ("I;16", 257 * 100, {"format": "PNG"}, (100, 100, 100)),
+        ("I;16", 65535, {"format": "TIFF"}, (255, 255, 255)),
+        ("I", 257 * 3, {}, (3, 3, 3)),
+        ("F", 0.2, {}, (51, 51, 51)),
+        ("YCbCr", (255, 128, 128), {}, (255, 255, 255)),
+        ("RGB", (9, 9, 9), {"format": "PNG", "transparency": (9, 9, 9)}, (255, 255, 255)),
+    ],
+)
+def test_every_mode_becomes_rgb(mode, value, save, expected):
+    assert one_pixel(mode, value, **save) == expected
+
+
+def test_palette_with_and_without_transparency():
+    image = Image.new("P", (2, 1))
+    image.putpalette([200, 10, 20, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    assert [to_rgb(image).getpixel((x, 0)) for x in (0, 1)] == [(200, 10, 20), (0, 0, 255)]
+    image.info["transparency"] = 1
+    assert [to_rgb(image).getpixel((x, 0)) for x in (0, 1)] == [(200, 10, 20), (255, 255, 255)]
+
+
+def test_exif_orientation_is_honoured():
+    image = Image.fromarray(photograph(32, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    file = io.BytesIO()
+    image.save(file, format="PNG", exif=exif)
+    turned = pixel_values(Image.open(file))
+    assert torch.equal(turned, pixel_values(image.transpose(Image.Transpose.ROTATE_270)))
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        ([], ValueError, "empty list"),
+        (np.zeros((1, 32, 32)), ValueError, r"3 channels \(RGB\), first or last, got shape \(1, 32, 32\)"),
+        (torch.zeros(2, 1, 32, 32), ValueError, r"3 channels \(RGB\), first or last, got shape \(1, 32, 32\)"),
+        (np.zeros((32, 32)), ValueError, "3 axes"),
+        (np.zeros((0, 32, 3)), ValueError, "at least one pixel"),
+        (torch.zeros(0, 3, 32, 32), ValueError, "at least one image"),
+        (torch.full((3, 32, 32), float("nan")), ValueError, r"must lie in \[0, 1\], got nan"),
+        (np.full((3, 32, 32), 1.5), ValueError, r"must lie in \[0, 1\], got 1.5 to 1.5"),
+        (np.full((3, 32, 32), -0.1), ValueError, r"must lie in \[0, 1\]"),
+        (np.full((3, 32, 32), 300), ValueError, r"must lie in \[0, 255\], got 300 to 300"),
+        (np.full((3, 32, 32), -1), ValueError, r"must lie in \[0, 255\], got -1 to -1"),
+        (np.zeros((3, 32, 32), dtype=bool), ValueError, "must hold integers"),
+        (Image.new("F", (4, 4), 7.0), ValueError, r"must lie in \[0, 1\], got 7 to 7"),
+        (Image.new("I", (4, 4), 70000), ValueError, r"must lie in \[0, 65535\]"),
+        ("cat.png", TypeError, "a PIL image, numpy array or torch tensor is needed, got str"),
+        ([photograph(), None], TypeError, "image 1: .* got NoneType"),
+    ],
+)
+def test_bad_input_is_named(image, error, message):
+    with pytest.raises(error, match=message):
+        pixel_values(image)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": {"height": 0, "width": 32}}, "positive integers"),
+        ({"size": {"shortest_edge": 32}}, "height"),
+        ({"resample": 0}, "resample must be 2"),
+        ({"image_std": (0.5, 0.5, 0)}, "image_std must be positive"),
+        ({"image_mean": (0.5,)}, "image_mean must have one value for each of R, G, B"),
+    ],
+)
+def test_impossible_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        NulaImageProcessor(**settings)

@@ -1,0 +1,143 @@
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from nula.configuration_nula import NulaConfig
+from nula.image_processing_nula import normalize
+from nula.modeling_nula import NulaBlurPool, NulaForImageClassification, NulaModel, NulaStage
+
+
+def test_blur_pool_is_the_binomial_filter_then_subsampling():
+    blur_pool, side = NulaBlurPool(), 9
+    impulses = torch.eye(side * side).view(-1, 1, side, side)
+    kernel = torch.tensor([1.0, 2.0, 1.0]) / 4
+    padded = F.pad(impulses, (1, 1, 1, 1), mode="replicate")
+    expected = F.conv2d(padded, torch.outer(kernel, kernel).view(1, 1, 3, 3), stride=2)
+    assert torch.equal(blur_pool(impulses), expected)
+
+
+def test_blur_pool_sums_to_one_passes_constants_and_stops_the_nyquist_frequency():
+    blur_pool = NulaBlurPool()
+    impulse = torch.zeros(1, 1, 16, 16)
+    impulse[..., 8, 8] = impulse[..., 8, 9] = impulse[..., 9, 8] = impulse[..., 9, 9] = 1.0
+    assert blur_pool(impulse).sum() == 1.0  # each of the four phases of the subsampling has a quarter of the mass
+    constant = torch.full((2, 3, 17, 20), 0.7)
+    assert torch.equal(blur_pool(constant), torch.full((2, 3, 9, 10), 0.7))
+    checkerboard = (torch.arange(16).view(-1, 1) + torch.arange(16)).remainder(2).float().view(1, 1, 16, 16) * 2 - 1
+    assert blur_pool(checkerboard)[..., 1:, 1:].abs().max() == 0
+
+
+def test_nothing_is_subsampled_without_the_blur():
+    model = NulaForImageClassification(NulaConfig())
+    kinds = {type(module).__name__ for module in model.modules() if not list(module.children())}
+    assert kinds == {"Conv2d", "BatchNorm2d", "Linear", "NulaBlurPool"}
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.stride == (1, 1)
+            assert module.dilation == (1, 1)
+    # And at run time: only blurs shrink their input, and each of them stands behind a stage's widening.
+    shrunk = []
+
+    def note(module, inputs, output):
+        shrank = output.ndim == 4 and output.shape[-1] < inputs[0].shape[-1]
+        if shrank and not isinstance(module, (NulaStage, NulaModel)):
+            shrunk.append(type(module))
+
+    for module in model.nula.modules():
+        if module is not model.nula:
+            module.register_forward_hook(note)
+    model(torch.zeros(1, 3, 32, 32))
+    assert shrunk == [NulaBlurPool] * 3
+
+
+def test_size_and_cost():
+    model = NulaForImageClassification(NulaConfig()).eval()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 5_098_754
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, 32, 32))
+    assert counter.get_total_flops() / 2 == 163_607_232  # multiply-adds
+
+
+def test_initialisation_covers_parameters_and_buffers(tiny_model):
+    for module in tiny_model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.weight.unique().tolist() == [getattr(module, "initial_scale", 1.0)]
+            assert module.bias.abs().max() == 0
+            assert module.running_mean.abs().max() == 0
+            assert module.running_var.unique().tolist() == [1.0]
+    residual = tiny_model.nula.stages[0].layers[0]
+    features = torch.rand(2, 8, 4, 4)
+    assert torch.equal(residual(features), features)
+    weight = NulaForImageClassification(NulaConfig()).nula.stages[2].layers[0].convolution.weight
+    assert weight.std().item() == pytest.approx((2 / (480 * 9)) ** 0.5, rel=0.01)  # He et al. 2015, fan-out
+
+
+def test_outputs(tiny_model, pixels):
+    inputs, labels = normalize(pixels[:4]), torch.tensor([0, 1, 2, 3])
+    outputs = tiny_model(inputs, labels=labels, output_hidden_states=True)
+    assert [tuple(state.shape[1:]) for state in outputs.hidden_states] == [
+        (4, 32, 32),
+        (8, 16, 16),
+        (12, 8, 8),
+        (16, 4, 4),
+    ]
+    assert outputs.loss == F.cross_entropy(outputs.logits, labels)
+    embedding = tiny_model.nula(inputs).pooler_output
+    assert torch.equal(embedding, outputs.hidden_states[-1].mean((2, 3)))
+    assert torch.equal(tiny_model.classifier(embedding), outputs.logits)
+    as_tuple = tiny_model(inputs, labels=labels, return_dict=False)
+    assert len(as_tuple) == 2
+    assert torch.equal(as_tuple[1], outputs.logits)
+
+
+def test_other_sizes_are_accepted_and_impossible_inputs_named(tiny_model):
+    assert tiny_model(torch.zeros(1, 3, 16, 16)).logits.shape == (1, 10)
+    assert tiny_model(torch.zeros(1, 3, 17, 40)).logits.shape == (1, 10)
+    with pytest.raises(ValueError, match=r"at least 16x16 pixels, got \(1, 3, 15, 32\)"):
+        tiny_model(torch.zeros(1, 3, 15, 32))
+    with pytest.raises(ValueError, match=r"shape \(batch, 3, height, width\), got \(1, 1, 32, 32\)"):
+        tiny_model(torch.zeros(1, 1, 32, 32))
+    with pytest.raises(ValueError, match=r"got \(3, 32, 32\)"):
+        tiny_model(torch.zeros(3, 32, 32))
+
+
+def test_per_sample_jacobians(tiny_model, pixels):
+    inputs = normalize(pixels[:2])
+
+    def logits(image):
+        return tiny_model(image.unsqueeze(0)).logits[0]
+
+    jacobians = torch.func.vmap(torch.func.jacrev(logits))(inputs)  # (2, 10, 3, 32, 32)
+    step = torch.zeros_like(inputs[0])
+    step[1, 10, 20] = 1.0
+    _, slope = torch.func.jvp(logits, (inputs[1],), (step,))
+    torch.testing.assert_close(jacobians[1, :, 1, 10, 20], slope)
+
+
+def test_compile_export_bfloat16_and_channels_last(tiny_model, pixels):
+    inputs = normalize(pixels)
+    with torch.no_grad():
+        expected = tiny_model(inputs).logits
+        compiled = torch.compile(tiny_model, backend="aot_eager", fullgraph=True)(inputs).logits
+        torch.testing.assert_close(compiled, expected)
+        batch = torch.export.Dim("batch", min=2, max=64)
+        program = torch.export.export(tiny_model, (inputs[:3],), dynamic_shapes=({0: batch},), strict=False)
+        torch.testing.assert_close(program.module()(inputs).logits, expected)
+        channels_last = tiny_model.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(channels_last(inputs.to(memory_format=torch.channels_last)).logits, expected)
+        half = tiny_model.to(torch.bfloat16)(inputs.bfloat16()).logits
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("version", ["v0", "v1"])
+def test_golden_logits_of_the_released_weights(version, pixels):
+    model = NulaForImageClassification.from_pretrained(ROOT / "releases" / version).eval()
+    with torch.no_grad():
+        logits = model(normalize(pixels)).logits
+    with np.load(ROOT / "tests" / "data" / "golden_logits.npz") as golden:
+        np.testing.assert_allclose(logits.numpy(), golden[version], atol=1e-4)

@@ -1,0 +1,49 @@
+"""The package outside its checkout, and the four files as the Hub needs them."""
+
+import ast
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from conftest import ROOT
+from test_release import CODE
+
+
+def test_the_wheel_works_outside_the_checkout(tmp_path):
+    source = tmp_path / "source"  # a build leaves folders behind
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "runs", "releases", "*.egg-info"))
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
+    done = subprocess.run(build, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+        archive.extractall(tmp_path / "site")
+    assert all(name.startswith("nula/") for name in names)
+    assert {f"nula/{name}" for name in CODE} <= set(names)
+    assert "nula/model_card/template.md" in names
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import nula.modeling_nula as m, nula.evaluation.__main__, nula.train.launch, nula.model_card.card as c\n"
+        "from nula.configuration_nula import NulaConfig\n"
+        "assert m.__file__.startswith(sys.argv[1]), m.__file__\n"
+        "m.NulaForImageClassification(NulaConfig()); print(c.published('v1')['Clean (CIFAR-10 Test)'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "site")], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "89.5"
+
+
+@pytest.mark.parametrize("name", sorted(CODE))
+def test_the_four_files_import_only_what_the_hub_has(name):
+    """transformers copies and loads them one by one: flat relative imports and a few packages are all it follows."""
+    allowed = {"torch", "transformers", "numpy", "PIL"} | set(sys.stdlib_module_names)
+    for node in ast.walk(ast.parse((ROOT / name).read_text())):
+        if isinstance(node, ast.Import):
+            assert all(alias.name.split(".")[0] in allowed for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert f"{node.module}.py" in CODE if node.level else node.module.split(".")[0] in allowed
