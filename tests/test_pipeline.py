@@ -188,7 +188,7 @@ def test_bad_input_is_named(pipe, image, error, message):
 
 
 def test_a_url_that_is_not_there_and_one_that_never_answers(pipe, server):
-    with pytest.raises(ValueError, match="nothing.png': HTTP Error 404"):
+    with pytest.raises(ValueError, match=r"nothing\.png': HTTP Error 404"):
         pipe(f"{server}/nothing.png")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/cat.png"
