@@ -3,7 +3,7 @@ VERSION ?= v1
 DATASET ?= uoft-cs/cifar10
 BIN := .venv/bin
 
-.PHONY: setup classify test lint release evaluate
+.PHONY: setup classify test lint release push evaluate
 
 setup: .venv/.complete
 
@@ -25,6 +25,9 @@ lint: setup
 
 release: setup
 	$(BIN)/python -m nula.model_card.release $(VERSION)
+
+push: setup
+	$(BIN)/python -m nula.model_card.release $(VERSION) --push $(HUB_ID)
 
 evaluate: setup
 	$(BIN)/python -m nula.evaluation table --model releases/$(VERSION) --dataset $(DATASET) --output releases/$(VERSION)/results
