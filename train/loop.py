@@ -45,10 +45,14 @@ def build_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.AdamW
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> SequentialLR:
-    """Linear warm-up, then cosine annealing to 0; stepped after every batch."""
+    """Linear warm-up, cosine annealing to 0 and, if the recipe has it, annealing once more; stepped after every batch."""
     warmup_steps, cosine_steps = recipe.warmup_epochs * steps_per_epoch, recipe.cosine_epochs * steps_per_epoch
     schedules = [LinearLR(optimizer, total_iters=warmup_steps), CosineAnnealingLR(optimizer, T_max=cosine_steps)]
-    return SequentialLR(optimizer, schedules, milestones=[warmup_steps])
+    milestones = [warmup_steps]
+    if recipe.restart_epochs:
+        schedules.append(CosineAnnealingLR(optimizer, T_max=recipe.restart_epochs * steps_per_epoch))
+        milestones.append(warmup_steps + cosine_steps)
+    return SequentialLR(optimizer, schedules, milestones=milestones)
 
 
 def batch_indices(count: int, epoch: int, recipe: Recipe, seed: int) -> torch.Tensor:
