@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 
 from nula.image_processing_nula import NulaImageProcessor
 from nula.model_card.card import render_card, repository_name
-from nula.modeling_nula import NulaForImageClassification
+from nula.weights import load_model
 
 VERSIONS = ("v0", "v1")
 
@@ -28,13 +28,13 @@ def assemble(version: str, releases: Path, build: Path) -> Path:
     release, payload = releases / version, build / repository_name(version)
     if not (release / "model.safetensors").is_file():
         raise FileNotFoundError(
-            f"{release} holds no model.safetensors; train {version} and copy its files there first."
+            f"{release} holds no model.safetensors; train {version} and copy its weights there first."
         )
     card = render_card(version, releases)
     shutil.rmtree(payload, ignore_errors=True)
-    NulaForImageClassification.from_pretrained(release).save_pretrained(payload)
+    load_model(release).save_pretrained(payload)
     NulaImageProcessor.from_pretrained(release).save_pretrained(payload)
-    (payload / "README.md").write_text(card)
+    (payload / "README.md").write_text(card, encoding="utf-8")
     return payload
 
 

@@ -11,6 +11,7 @@ from conftest import ROOT, SAMPLE, launch
 from nula.dataset import load_split
 from nula.modeling_nula import NulaForImageClassification
 from nula.perturbations.sampling import checkerboard, decimate
+from nula.provenance import command_again
 from nula.train.augmentation import crop_and_flip, draw_operators, perturb
 from nula.train.loop import batch_indices, build_optimizer, build_scheduler, train
 from nula.train.recipe import OPERATORS, V0, V1
@@ -58,6 +59,27 @@ def test_schedule_of_v1(tiny_model):
     assert rates[30] == pytest.approx(5e-5 / 2)  # half of the 8 cosine epochs
     assert scheduler.get_last_lr()[0] == pytest.approx(0, abs=1e-12)
     assert sorted(rates[10:], reverse=True) == rates[10:]
+
+
+def test_v0_anneals_twice(tiny_model):
+    optimizer = build_optimizer(tiny_model, V0)
+    scheduler = build_scheduler(optimizer, V0, steps_per_epoch=4)
+    rates = []
+    for _ in range(V0.epochs * 4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    first, second = V0.warmup_epochs * 4, (V0.warmup_epochs + V0.cosine_epochs) * 4
+    assert rates[first] == rates[second] == pytest.approx(1e-3)
+    assert rates[second - 1] < 1e-5 * 2
+    assert rates[second + V0.restart_epochs * 2] == pytest.approx(5e-4)
+    assert scheduler.get_last_lr()[0] == pytest.approx(0, abs=1e-10)
+
+
+def test_the_recorded_command_names_no_place_on_the_machine():
+    arguments = ["train/train_v0.py", "--dataset=/data/cifar10", "--output_dir", "/home/me/runs/v0", "--resume"]
+    expected = "accelerate launch train/train_v0.py --dataset cifar10 --output_dir v0"
+    assert command_again("accelerate launch", arguments) == expected
 
 
 def test_batch_normalisation_and_biases_are_not_decayed(tiny_model):
@@ -140,9 +162,9 @@ def digest(folder: Path) -> str:
 def test_two_steps_and_two_more_equal_four(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for arguments in (
-        ("--output_dir", whole, "--max_steps", 3),
-        ("--output_dir", parts, "--max_steps", 1),
-        ("--output_dir", parts, "--max_steps", 3, "--resume"),
+        ("--output_dir", whole, "--max_steps", 4),
+        ("--output_dir", parts, "--max_steps", 2),
+        ("--output_dir", parts, "--max_steps", 4, "--resume"),
     ):
         done = launch("train_v0.py", *arguments)
         assert done.returncode == 0, done.stderr
@@ -150,7 +172,7 @@ def test_two_steps_and_two_more_equal_four(tmp_path):
     record = json.loads((parts / "training.json").read_text())
     assert record["recipe"] == json.loads(json.dumps(asdict(V0)))
     assert record["dataset"]["sha256"] == load_split(str(SAMPLE), "train").fingerprint
-    assert [epoch["epoch"] for epoch in record["epochs"]] == [1]
+    assert [epoch["epoch"] for epoch in record["epochs"]] == [1, 2]
     assert not [line for line in (parts / "training.json").read_text().splitlines() if str(tmp_path) in line]
     assert (parts / "configuration_nula.py").is_file()
 
@@ -160,6 +182,7 @@ def test_two_processes_give_one_set_of_weights(tmp_path, tiny_folder):
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "training.json").read_text())
     assert record["hardware"]["processes"] == 2
+    assert record["initial_weights_sha256"] == digest(tiny_folder)
     assert len(record["epochs"]) == 2  # 320 images are two steps an epoch of 128 over both processes
     tuned, before = (NulaForImageClassification.from_pretrained(folder) for folder in (tmp_path, tiny_folder))
     changed = [not torch.equal(a, b) for a, b in zip(tuned.parameters(), before.parameters())]
@@ -174,14 +197,21 @@ def test_training_learns(tiny_model, train_split, tmp_path):
 
 
 def test_impossible_runs_are_refused(tiny_model, train_split, tmp_path):
-    accelerator = Accelerator(cpu=True)
+    def attempt(recipe=V0, seed=0, **options):
+        train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path, seed=seed, **options)
+
     with pytest.raises(ValueError, match="320 images are fewer than one batch of 512"):
-        train(tiny_model, replace(V0, batch_size=512), train_split, accelerator, tmp_path, seed=0)
+        attempt(replace(V0, batch_size=512))
     with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
-        train(tiny_model, V0, train_split, accelerator, tmp_path, seed=0, resume=True)
+        attempt(resume=True)
+    attempt(max_steps=1)
+    with pytest.raises(ValueError, match="another run than the checkpoint's: seed is 1, was 0"):
+        attempt(seed=1, resume=True)
+    with pytest.raises(ValueError, match=r"recipe is .*'name': 'v1'.*, was .*'name': 'v0'"):
+        attempt(V1, resume=True)
     torch.nn.init.constant_(tiny_model.classifier.bias, float("nan"))
     with pytest.raises(FloatingPointError, match=r"loss nan at step 0, learning rate 0\.000333"):
-        train(tiny_model, V0, train_split, accelerator, tmp_path, seed=0)
+        attempt()
 
 
 def test_other_data_sets_are_refused(tmp_path):

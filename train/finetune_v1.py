@@ -3,9 +3,9 @@
 accelerate launch train/finetune_v1.py --v0 runs/v0 --output_dir runs/v1
 """
 
-from nula.modeling_nula import NulaForImageClassification
 from nula.train.launch import build_parser, prepare, run
 from nula.train.recipe import V1
+from nula.weights import load_model, weights_sha256
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     accelerator = prepare(arguments.seed)
-    run(NulaForImageClassification.from_pretrained(arguments.v0), V1, arguments, accelerator)
+    run(load_model(arguments.v0), V1, arguments, accelerator, weights_sha256(arguments.v0))
 
 
 if __name__ == "__main__":

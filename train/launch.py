@@ -4,23 +4,20 @@ import argparse
 import json
 import os
 import platform
-import shlex
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 
-import accelerate
-import datasets
 import psutil
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from nula.dataset import load_split
 from nula.image_processing_nula import NulaImageProcessor
 from nula.modeling_nula import NulaForImageClassification
+from nula.provenance import command_again, library_versions, public_argument
 from nula.train.loop import train
 from nula.train.recipe import Recipe
 
@@ -36,7 +33,11 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 
 
 def run(
-    model: NulaForImageClassification, recipe: Recipe, arguments: argparse.Namespace, accelerator: Accelerator
+    model: NulaForImageClassification,
+    recipe: Recipe,
+    arguments: argparse.Namespace,
+    accelerator: Accelerator,
+    initial_weights_sha256: str | None = None,
 ) -> None:
     """Train by `recipe` on the whole training split and leave weights, processor and training.json in output_dir."""
     output_dir: Path = arguments.output_dir
@@ -63,12 +64,13 @@ def run(
         NulaImageProcessor().save_pretrained(output_dir)
         record = {
             "recipe": asdict(recipe),
-            "command": "accelerate launch " + shlex.join(_public(argument) for argument in sys.argv),
+            "command": command_again("accelerate launch", sys.argv),
+            "initial_weights_sha256": initial_weights_sha256,
             "seed": arguments.seed,
             "max_steps": arguments.max_steps,
             "parameters": parameters,
             "dataset": {
-                "name": _public(arguments.dataset),
+                "name": public_argument(arguments.dataset),
                 "split": "train",
                 "images": len(data.labels),
                 "sha256": data.fingerprint,
@@ -77,8 +79,7 @@ def run(
             "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
             "seconds_since_start": round(time.perf_counter() - started, 1),
             "hardware": _hardware(accelerator),
-            "versions": {module.__name__: module.__version__ for module in (torch, transformers, accelerate, datasets)}
-            | {"python": platform.python_version()},
+            "versions": library_versions(),
         }
         (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n")
         accelerator.print(f"saved to {output_dir}")
@@ -95,23 +96,21 @@ def _start_cpu_processes() -> None:
     """Be two processes where `accelerate launch --cpu --num_processes 2` asks for two.
 
     On a CPU accelerate's launcher (1.15) leaves starting more than one process to MPI: it starts one, sets the address
-    at which they would meet, and says nothing. Then this process becomes torchrun with the number asked for.
+    at which they would meet (on one machine, 127.0.0.1), and says nothing. Then this process becomes torchrun with the
+    number that the launcher was given.
     """
     environment = os.environ
     started_otherwise = any(name in environment for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
     on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    if started_otherwise or not on_cpu or "MASTER_PORT" not in environment:
+    if started_otherwise or not on_cpu or environment.get("MASTER_ADDR") != "127.0.0.1":
         return
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--num_processes", "--num-processes", type=int, default=1)
+    parser.add_argument("--num_processes", "--num-processes", type=int)
     processes = parser.parse_known_args(psutil.Process().parent().cmdline())[0].num_processes
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    os.execv(sys.executable, [*torchrun, "--master_port", environment["MASTER_PORT"], *sys.argv])
-
-
-def _public(argument: str) -> str:
-    """The argument, or only the last part of a path that leads out of the working folder: records are published."""
-    return Path(argument).name if argument.startswith(("/", "~", "..")) else argument
+    if processes is None:
+        raise SystemExit("error: give the number of CPU processes on the command line: --cpu --num_processes 2.")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    os.execv(sys.executable, [sys.executable, *torchrun, *sys.argv])
 
 
 def _hardware(accelerator: Accelerator) -> dict:

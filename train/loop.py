@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,19 +21,33 @@ from nula.modeling_nula import NulaForImageClassification
 from nula.train.augmentation import crop_and_flip, perturb
 from nula.train.recipe import Recipe
 
-TIMED_EVERY = 20  # steps between two that are timed in parts, which on a GPU must wait for the device
+TIMED_EVERY = 20  # steps between two that are timed in parts; on a GPU each part then waits for the one before
 
 
 class Progress:
-    """What a resumed run must know besides weights and optimiser: the step, sums over the epoch, the log."""
+    """What a resumed run must know besides weights and optimiser: the step, sums over the epoch, the log.
 
-    def __init__(self):
-        self.step, self.loss_sum, self.seconds, self.epochs = 0, 0.0, 0.0, []
+    `identity` is what must not change when a run is resumed; loading the state of another run raises ValueError.
+    """
+
+    def __init__(self, identity: dict):
+        self.identity = identity
+        self.step = 0
+        self.epochs: list[dict] = []
+        self.start_epoch()
+
+    def start_epoch(self) -> None:
+        self.loss_sum = self.seconds = self.timed_seconds = self.augmentation_seconds = 0.0
 
     def state_dict(self) -> dict:
         return dict(vars(self))
 
     def load_state_dict(self, state: dict) -> None:
+        for name, value in self.identity.items():
+            if state["identity"][name] != value:
+                raise ValueError(
+                    f"this is another run than the checkpoint's: {name} is {value}, was {state['identity'][name]}."
+                )
         vars(self).update(state)
 
 
@@ -45,7 +60,7 @@ def build_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.AdamW
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> SequentialLR:
-    """Linear warm-up, cosine annealing to 0 and, if the recipe has it, annealing once more; stepped after every batch."""
+    """Linear warm-up, cosine annealing to 0 and, if the recipe has it, once more; stepped after every batch."""
     warmup_steps, cosine_steps = recipe.warmup_epochs * steps_per_epoch, recipe.cosine_epochs * steps_per_epoch
     schedules = [LinearLR(optimizer, total_iters=warmup_steps), CosineAnnealingLR(optimizer, T_max=cosine_steps)]
     milestones = [warmup_steps]
@@ -87,7 +102,8 @@ def train(
     `max_steps` ends the run early, on the schedule of the whole.
 
     Raises:
-        ValueError: a data set smaller than a batch, a batch that the processes cannot share evenly.
+        ValueError: a data set smaller than a batch, a batch that the processes cannot share evenly, a checkpoint of a
+            run with another recipe, seed, data set or number of processes.
         FileNotFoundError: `resume` without a checkpoint.
         FloatingPointError: a loss that is not finite.
     """
@@ -104,20 +120,19 @@ def train(
     optimizer = build_optimizer(model, recipe)
     scheduler = build_scheduler(optimizer, recipe, steps_per_epoch)
     model, optimizer = accelerator.prepare(model, optimizer)
-    progress = Progress()
-    # The scheduler is not prepared: accelerate would step it once for each process, and a step here is a global batch.
-    accelerator.register_for_checkpointing(average, scheduler, progress)
+    identity = {"recipe": asdict(recipe), "seed": seed, "data": data.fingerprint, "processes": processes}
+    progress = Progress(identity)
+    # Progress comes first, to refuse the checkpoint of another run before anything is loaded from it. The scheduler is
+    # not prepared: accelerate would step it once for each process, and a step here is a global batch.
+    accelerator.register_for_checkpointing(progress, average, scheduler)
     checkpoint = output_dir / "checkpoint"
     if resume:
-        if not checkpoint.is_dir():
-            raise FileNotFoundError(f"there is no checkpoint to resume from at {checkpoint}; start without --resume.")
-        accelerator.load_state(str(checkpoint))
+        accelerator.load_state(str(_last_checkpoint(checkpoint)))
 
     total = recipe.epochs * steps_per_epoch
     last = total if max_steps is None else min(max_steps, total)
     generator = torch.Generator(device=device)
     clock = _Clock(device)
-    augmentation_seconds = timed_seconds = 0.0
     model.train()
     bar = tqdm(
         total=last, initial=progress.step, desc=recipe.name, unit="step", disable=not accelerator.is_main_process
@@ -137,8 +152,8 @@ def train(
         optimizer.zero_grad()
         average.update_parameters(accelerator.unwrap_model(model))
         if timed:
-            augmentation_seconds += middle - begin
-            timed_seconds += clock.read() - begin
+            progress.augmentation_seconds += middle - begin
+            progress.timed_seconds += clock.read() - begin
         loss_value = loss.item()
         if not math.isfinite(loss_value):
             raise FloatingPointError(
@@ -158,11 +173,13 @@ def train(
                     "learning_rate": scheduler.get_last_lr()[0],  # after the epoch
                     "seconds": round(progress.seconds, 2),
                     "images_per_second": round(steps_per_epoch * recipe.batch_size / progress.seconds, 1),
-                    "augmentation_share": round(augmentation_seconds / timed_seconds, 4) if timed_seconds else None,
+                    "augmentation_share": round(progress.augmentation_seconds / progress.timed_seconds, 4)
+                    if progress.timed_seconds
+                    else None,
                 }
             )
             accelerator.print(json.dumps(progress.epochs[-1]))
-            progress.loss_sum = progress.seconds = augmentation_seconds = timed_seconds = 0.0
+            progress.start_epoch()
             _save_checkpoint(accelerator, checkpoint)
     bar.close()
     if progress.step % steps_per_epoch:
@@ -200,9 +217,20 @@ class _Clock:
         return time.perf_counter()
 
 
+def _last_checkpoint(checkpoint: Path) -> Path:
+    """`checkpoint`, or the one before it if a run was killed just as it swapped the two."""
+    previous = checkpoint.with_name("checkpoint.old")
+    if not checkpoint.is_dir() and not previous.is_dir():
+        raise FileNotFoundError(f"there is no checkpoint to resume from at {checkpoint}; start without --resume.")
+    return checkpoint if checkpoint.is_dir() else previous
+
+
 def _save_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
     """Write beside the old checkpoint and swap: a run that is killed while saving keeps one that is whole."""
     written, previous = checkpoint.with_name("checkpoint.new"), checkpoint.with_name("checkpoint.old")
+    if accelerator.is_main_process:
+        shutil.rmtree(written, ignore_errors=True)  # what a killed run left
+    accelerator.wait_for_everyone()
     accelerator.save_state(str(written))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

@@ -1,0 +1,27 @@
+"""Loading weights, and naming them by their hash."""
+
+import hashlib
+from pathlib import Path
+
+from transformers.utils import cached_file
+
+from nula.modeling_nula import NulaForImageClassification
+
+
+def load_model(name: str | Path) -> NulaForImageClassification:
+    """The model in a folder or Hub repository, in eval mode, with every weight accounted for.
+
+    Raises:
+        ValueError: the weights are not those of this architecture. transformers only warns, and fills what is missing
+            with random numbers.
+    """
+    model, report = NulaForImageClassification.from_pretrained(name, output_loading_info=True)
+    problems = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
+    if problems:
+        raise ValueError(f"the weights of {name} do not fit the model: {problems}.")
+    return model.eval()
+
+
+def weights_sha256(name: str | Path) -> str:
+    """SHA-256 of model.safetensors in a folder or Hub repository."""
+    return hashlib.sha256(Path(cached_file(str(name), "model.safetensors")).read_bytes()).hexdigest()
