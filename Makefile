@@ -14,7 +14,7 @@ setup: .venv/.complete
 	touch $@
 
 classify: release
-	$(BIN)/python -m nula.classify --model build/nula-cifar10-robust-$(VERSION) $(IMAGE)
+	$(BIN)/python -m nula.classify --model build/nula-cifar10-robust-$(VERSION) '$(IMAGE)'
 
 test: setup lint
 	$(BIN)/python -m pytest
@@ -30,4 +30,4 @@ push: setup
 	$(BIN)/python -m nula.model_card.release $(VERSION) --push $(HUB_ID)
 
 evaluate: setup
-	$(BIN)/python -m nula.evaluation table --model releases/$(VERSION) --dataset $(DATASET) --output releases/$(VERSION)/results
+	$(BIN)/python -m nula.evaluation table --model releases/$(VERSION) --dataset '$(DATASET)' --output releases/$(VERSION)/results

@@ -1,5 +1,7 @@
 """From any image to NULA's input: RGB, 32x32, antialiased resize, scaled to [-1, 1]."""
 
+import contextlib
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,26 +30,37 @@ def normalize(
 def to_rgb(image: Image.Image) -> Image.Image:
     """An RGB image as a viewer shows it: EXIF orientation applied, alpha over white, 16-bit gray scaled to 8.
 
+    Modes "I" and "I;16" are taken as 16-bit gray, 0..65535, and mode "F" as [0, 1].
+
     Raises:
-        ValueError: a mode "I" image beyond 0..65535 or a mode "F" image beyond [0, 1].
+        ValueError: no pixels, a mode "I" image beyond 0..65535 or a mode "F" image beyond [0, 1].
         OSError: the file behind the image is truncated or broken.
     """
-    image = ImageOps.exif_transpose(image)
-    if image.mode in MODES_WITH_ALPHA or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if 0 in image.size:
+        raise ValueError(f"an image must have at least one pixel, got size {image.size}.")
+    # Unreadable metadata is no reason to refuse the pixels.
+    with contextlib.suppress(SyntaxError, ValueError, TypeError, KeyError, struct.error):
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         # PIL clips these to 0..255 instead of scaling them. Mode "I" is how it opens some 16-bit files.
         values, top = np.asarray(image), 1.0 if image.mode == "F" else 65535
         _check_range(values, top)
-        image = Image.fromarray(np.round(values * (255 / top)).astype(np.uint8))
+        transparent = values == image.info.get("transparency", -1)
+        return Image.fromarray(np.where(transparent, 255, np.round(values * (255 / top))).astype(np.uint8)).convert(
+            "RGB"
+        )
+    if image.mode in MODES_WITH_ALPHA or "transparency" in image.info:
+        image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 
 def _check_range(values: np.ndarray | torch.Tensor, top: float) -> None:
     low, high = values.min().item(), values.max().item()
-    if not (low >= 0 and high <= top):  # false for NaN as well
-        raise ValueError(f"values must lie in [0, {top:g}], got {low:g} to {high:g}.")
+    if low != low:  # numpy's and torch's minimum of values with a NaN among them is NaN
+        raise ValueError(f"values must lie in [0, {top:g}], got NaN.")
+    if low < 0 or high > top:
+        raise ValueError(f"values must lie in [0, {top:g}], got {low:.9g} to {high:.9g}.")
 
 
 class NulaImageProcessor(BaseImageProcessor):

@@ -160,10 +160,15 @@ class NulaModel(NulaPreTrainedModel):
 
 
 class NulaForImageClassification(NulaPreTrainedModel):
-    """NULA with a linear classifier on its pooled features."""
+    """NULA with a linear classifier on its pooled features: one label an image, out of at least two."""
 
     def __init__(self, config: NulaConfig):
         super().__init__(config)
+        if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
+            raise ValueError(
+                "NulaForImageClassification gives each image one of at least two labels; got "
+                f"num_labels={config.num_labels}, problem_type={config.problem_type!r}."
+            )
         self.nula = NulaModel(config)
         self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels)
         self.post_init()

@@ -5,7 +5,7 @@ import os
 import urllib.request
 from collections import deque
 from collections.abc import Iterable, Iterator
-from http.client import HTTPException
+from dataclasses import dataclass
 from types import GeneratorType
 from typing import Any
 
@@ -24,13 +24,13 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
     """The stock image-classification pipeline with NULA's way of reading images: same results, more inputs.
 
     An image is a path, an http(s) or data URL, a PIL image, or a numpy array or torch tensor of shape (3, H, W) or
-    (H, W, 3). A call takes one image, an array of images with a leading batch axis, or a list, tuple, generator or
-    data set of any of these, and answers in kind: `pipe([a, b])` is `[pipe(a), pipe(b)]`, and a generator is answered
-    one by one, as the answers are asked for.
+    (H, W, 3). A call takes one image, an array of images with a leading batch axis, or a list, tuple or generator of
+    any of these, and answers in kind: `pipe([a, b])` is `[pipe(a), pipe(b)]`, and a generator is answered one by one,
+    as the answers are asked for. A torch data set of single images (such as transformers' `KeyDataset`) is taken too.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: an image that is not there, cannot be read, or is not an image; the
-            message names it and what is allowed.
+            message names it, its place among several, and what is allowed.
     """
 
     _load_video_processor = False  # there is none; looking for one would cost a request a load
@@ -64,7 +64,10 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, image: Any, timeout: float = TIMEOUT) -> BatchFeature:
-        name = _describe(image)
+        where = ""
+        if isinstance(image, _Item):
+            where, image = f"item {image.position}: ", image.image
+        name = where + _describe(image)
         try:
             if not isinstance(image, (np.ndarray, torch.Tensor)):
                 image = load_image(image, timeout)
@@ -75,8 +78,8 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
             raise FileNotFoundError(f"{name}: there is no such file; give the path or URL of an image.") from None
         except TypeError as error:
             raise TypeError(f"{name}: {error}") from error
-        # PIL raises SyntaxError for a broken PNG, and DecompressionBombError derives from Exception alone.
-        except (ValueError, OSError, SyntaxError, HTTPException, Image.DecompressionBombError) as error:
+        # On a broken file PIL's decoders raise OSError, SyntaxError, struct.error, NotImplementedError, ...
+        except Exception as error:
             raise ValueError(f"{name}: {error}") from error
 
 
@@ -85,9 +88,13 @@ def load_image(source: Any, timeout: float) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
     if not isinstance(source, (str, os.PathLike)):
-        raise TypeError("an image must be a path, a URL, a PIL image, a numpy array or a torch tensor.")
-    if isinstance(source, str) and source.startswith(URL_SCHEMES):
-        with urllib.request.urlopen(source, timeout=timeout) as response:
+        raise TypeError(
+            "an image must be a path, a URL, a PIL image, a numpy array or a torch tensor; several come as a list, "
+            "a tuple, a generator or a torch data set."
+        )
+    if isinstance(source, str) and source.lower().startswith(URL_SCHEMES):
+        request = urllib.request.Request(source, headers={"User-Agent": "nula"})  # some hosts refuse Python's own
+        with urllib.request.urlopen(request, timeout=timeout) as response:
             source = io.BytesIO(response.read())
     try:
         with Image.open(source) as image:
@@ -113,15 +120,24 @@ def _is_batch(value: Any) -> bool:
     return isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 4
 
 
-def _flattened(items: Iterable[Any], sizes: deque) -> Iterator[Any]:
+@dataclass(frozen=True)
+class _Item:
+    """One of several images, with its place among them for messages."""
+
+    position: str
+    image: Any
+
+
+def _flattened(items: Iterable[Any], sizes: deque) -> Iterator[_Item]:
     """The images one by one; `sizes` notes for each item how many it held, None for an image that stood alone."""
-    for item in items:
+    for position, item in enumerate(items):
         if _is_batch(item):
             sizes.append(len(item))
-            yield from item
+            for index, image in enumerate(item):
+                yield _Item(f"{position}, image {index}", image)
         else:
             sizes.append(None)
-            yield item
+            yield _Item(str(position), item)
 
 
 def _regrouped(results: Iterator[Any], sizes: deque) -> Iterator[Any]:

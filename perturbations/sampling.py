@@ -30,7 +30,7 @@ def resize_each(pixels: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
     height, width = pixels.shape[-2:]
     if height != width:
         raise ValueError(f"resize_each needs square images, got {height}x{width}.")
-    matrices = _bilinear_round_trips(height, pixels.device)[sides].unsqueeze(1)  # (B, 1, H, H)
+    matrices = _bilinear_round_trips(height, pixels.device)[sides].to(pixels.dtype).unsqueeze(1)  # (B, 1, H, H)
     return (matrices @ pixels @ matrices.transpose(-1, -2)).clamp(0, 1)
 
 

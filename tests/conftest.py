@@ -4,6 +4,7 @@ import os
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["NO_PROXY"] = "127.0.0.1,localhost"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="nula-tests-")  # before the first import of huggingface_hub
 
 import subprocess

@@ -107,6 +107,9 @@ def one_pixel(mode: str, value, **save) -> tuple[int, ...]:
         ("I;16", 65535, {"format": "TIFF"}, (255, 255, 255)),
         ("I", 257 * 3, {}, (3, 3, 3)),
         ("F", 0.2, {}, (51, 51, 51)),
+        ("I;16", 257 * 9, {"format": "PNG", "transparency": 257 * 9}, (255, 255, 255)),
+        ("I;16", 257 * 9, {"format": "PNG", "transparency": 5}, (9, 9, 9)),
+        ("La", (0, 51), {}, (204, 204, 204)),
         ("YCbCr", (255, 128, 128), {}, (255, 255, 255)),
         ("RGB", (9, 9, 9), {"format": "PNG", "transparency": (9, 9, 9)}, (255, 255, 255)),
     ],
@@ -134,6 +137,13 @@ def test_exif_orientation_is_honoured():
     assert torch.equal(turned, pixel_values(image.transpose(Image.Transpose.ROTATE_270)))
 
 
+def test_unreadable_exif_is_passed_over():
+    image = Image.fromarray(photograph(32, 32))
+    expected = pixel_values(image)
+    image.info["exif"] = b"Exif\x00\x00garbage"
+    assert torch.equal(pixel_values(image), expected)
+
+
 @pytest.mark.parametrize(
     ("image", "error", "message"),
     [
@@ -143,12 +153,14 @@ def test_exif_orientation_is_honoured():
         (np.zeros((32, 32)), ValueError, "3 axes"),
         (np.zeros((0, 32, 3)), ValueError, "at least one pixel"),
         (torch.zeros(0, 3, 32, 32), ValueError, "at least one image"),
-        (torch.full((3, 32, 32), float("nan")), ValueError, r"must lie in \[0, 1\], got nan"),
+        (torch.full((3, 32, 32), float("nan")), ValueError, r"must lie in \[0, 1\], got NaN"),
         (np.full((3, 32, 32), 1.5), ValueError, r"must lie in \[0, 1\], got 1.5 to 1.5"),
         (np.full((3, 32, 32), -0.1), ValueError, r"must lie in \[0, 1\]"),
         (np.full((3, 32, 32), 300), ValueError, r"must lie in \[0, 255\], got 300 to 300"),
         (np.full((3, 32, 32), -1), ValueError, r"must lie in \[0, 255\], got -1 to -1"),
         (np.zeros((3, 32, 32), dtype=bool), ValueError, "must hold integers"),
+        (np.full((3, 32, 32), 1 + 1e-6), ValueError, r"got 1.00000095 to 1.00000095"),
+        (Image.new("RGB", (0, 5)), ValueError, r"at least one pixel, got size \(0, 5\)"),
         (Image.new("F", (4, 4), 7.0), ValueError, r"must lie in \[0, 1\], got 7 to 7"),
         (Image.new("I", (4, 4), 70000), ValueError, r"must lie in \[0, 65535\]"),
         ("cat.png", TypeError, "a PIL image, numpy array or torch tensor is needed, got str"),

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nula.configuration_nula import NulaConfig
 from nula.image_processing_nula import normalize
-from nula.modeling_nula import NulaBlurPool, NulaForImageClassification, NulaModel, NulaStage
+from nula.modeling_nula import NulaBlurPool, NulaForImageClassification
 
 
 def test_blur_pool_is_the_binomial_filter_then_subsampling():
@@ -39,19 +39,21 @@ def test_nothing_is_subsampled_without_the_blur():
         if isinstance(module, nn.Conv2d):
             assert module.stride == (1, 1)
             assert module.dilation == (1, 1)
-    # And at run time: only blurs shrink their input, and each of them stands behind a stage's widening.
-    shrunk = []
-
-    def note(module, inputs, output):
-        shrank = output.ndim == 4 and output.shape[-1] < inputs[0].shape[-1]
-        if shrank and not isinstance(module, (NulaStage, NulaModel)):
-            shrunk.append(type(module))
-
-    for module in model.nula.modules():
-        if module is not model.nula:
-            module.register_forward_hook(note)
-    model(torch.zeros(1, 3, 32, 32))
-    assert shrunk == [NulaBlurPool] * 3
+    # Nor by anything between the modules: the traced program holds no slice and no other pooling, its convolutions have
+    # stride 1, and a pool of stride 2 only ever follows the pool of stride 1 that makes it a binomial blur.
+    graph = torch.export.export(model.eval(), (torch.zeros(2, 3, 32, 32),), strict=False).graph
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    assert {node.target.overloadpacket.__name__ for node in calls} == {
+        *("conv2d", "batch_norm", "relu", "avg_pool2d", "add", "mean", "linear")
+    }
+    for node in calls:
+        if node.target.overloadpacket.__name__ == "conv2d":
+            assert len(node.args) < 4 or list(node.args[3]) == [1, 1]  # the stride; 1 where it is left out
+    pools = [node for node in calls if node.target.overloadpacket.__name__ == "avg_pool2d"]
+    assert [list(node.args[2]) for node in pools] == [[1, 1], [2, 2]] * 3
+    for average, subsampling in zip(pools[::2], pools[1::2]):
+        assert subsampling.args[0] is average
+        assert list(average.args[1]) == list(subsampling.args[1]) == [2, 2]
 
 
 def test_size_and_cost():
@@ -103,6 +105,12 @@ def test_other_sizes_are_accepted_and_impossible_inputs_named(tiny_model):
         tiny_model(torch.zeros(1, 1, 32, 32))
     with pytest.raises(ValueError, match=r"got \(3, 32, 32\)"):
         tiny_model(torch.zeros(3, 32, 32))
+
+
+@pytest.mark.parametrize("settings", [{"num_labels": 1}, {"problem_type": "multi_label_classification"}])
+def test_other_problems_are_refused(settings):
+    with pytest.raises(ValueError, match="one of at least two labels; got num_labels"):
+        NulaForImageClassification(NulaConfig(hidden_sizes=(8,), depths=(0,), **settings))
 
 
 def test_per_sample_jacobians(tiny_model, pixels):

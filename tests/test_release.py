@@ -144,7 +144,8 @@ def test_a_table_is_stored_raw_and_read_again(test_split, tmp_path):
     pixels = test_split.images.permute(0, 3, 1, 2).float() / 255
     expected = brightest_channel(pixels).argmax(1)
     assert np.array_equal(loaded.predictions[0], expected)
-    assert loaded.accuracies()["Clean (CIFAR-10 Test)"] == 100 * (expected == test_split.labels).float().mean().item()
+    correct = (expected == test_split.labels).sum().item()
+    assert loaded.accuracies()["Clean (CIFAR-10 Test)"] == pytest.approx(100 * correct / 200)
     gray = loaded.predictions[loaded.rows.index("Grayscale (Full Mix)")]
     assert (gray == 0).all()  # three equal channels
 
@@ -157,10 +158,7 @@ def test_stored_predictions_are_those_of_the_released_weights(version, test_spli
     classifier = load_classifier(str(RELEASES / version), torch.device("cpu"))
     again = evaluate(classifier, test_split.images, test_split.labels, torch.device("cpu"), 0, {})
     differing = (again.predictions != table.predictions[:, :200]).sum(axis=1)
-    deterministic = [index for index, row in enumerate(ROWS) if "Noise σ" not in row.name]
-    assert differing[deterministic].max() <= 1  # rounding on another machine
-    noise = [row.name for row in ROWS].index("Gaussian Noise σ = 0.05")
-    assert differing[noise] <= 20  # another batch size draws other noise
+    assert differing.max() <= 1  # rounding on another machine
 
 
 @pytest.mark.parametrize("version", ["v0", "v1"])

@@ -122,8 +122,8 @@ def train(
     model, optimizer = accelerator.prepare(model, optimizer)
     identity = {"recipe": asdict(recipe), "seed": seed, "data": data.fingerprint, "processes": processes}
     progress = Progress(identity)
-    # Progress comes first, to refuse the checkpoint of another run before anything is loaded from it. The scheduler is
-    # not prepared: accelerate would step it once for each process, and a step here is a global batch.
+    # Progress comes first, to refuse the checkpoint of another run before its schedule is loaded. The scheduler is not
+    # prepared: accelerate would step it once for each process, and a step here is a global batch.
     accelerator.register_for_checkpointing(progress, average, scheduler)
     checkpoint = output_dir / "checkpoint"
     if resume:

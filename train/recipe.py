@@ -21,8 +21,8 @@ class Recipe:
     cosine_epochs: int  # torch.optim.lr_scheduler.CosineAnnealingLR
     restart_epochs: int = 0  # cosine annealing once more, from the learning rate (Loshchilov and Hutter, ICLR 2017)
     batch_size: int = 128  # images a step over all processes; small, for many steps in few epochs
-    weight_decay: float = 0.05  # AdamW's, on convolution and classifier weights alone
-    label_smoothing: float = 0.1
+    weight_decay: float = 0.05  # AdamW's, on convolution and classifier weights alone; customary, not tuned
+    label_smoothing: float = 0.1  # customary, not tuned
     average_decay: float = 0.998  # a step, of the running average of weights that is released; looks back 500 steps
 
     # Every image is first cropped and flipped.
@@ -30,7 +30,7 @@ class Recipe:
     flip_probability: float = 0.5
 
     # Then a random part of the batch (`mask_aug`) goes through one operator each.
-    augmented_share: float = 0.5  # probability of an image to be augmented
+    augmented_share: float = 0.5  # probability of an image to be augmented; clean and perturbed alike, not tuned
     uniform_amplitude: float  # U(-a, a) per pixel and channel, before the operator
     operator_probabilities: tuple[float, float, float]  # of OPERATORS
     resize_scale: tuple[float, float]  # U(low, high) per image, bilinear down and up
@@ -41,11 +41,14 @@ class Recipe:
             if not condition:
                 raise ValueError(f"recipe {self.name!r}: {field} is {getattr(self, field)!r}, must be {allowed}.")
 
-        for field in ("learning_rate", "batch_size"):
-            require(getattr(self, field) > 0, field, "positive")
-        for field in ("warmup_epochs", "cosine_epochs"):
+        require(self.learning_rate > 0, "learning_rate", "positive")
+        for field in ("warmup_epochs", "cosine_epochs", "batch_size"):
             require(isinstance(getattr(self, field), int) and getattr(self, field) >= 1, field, "an integer >= 1")
-        for field in ("restart_epochs", "weight_decay", "uniform_amplitude", "crop_padding"):
+        for field in ("restart_epochs", "crop_padding"):
+            require(
+                isinstance(getattr(self, field), int) and 0 <= getattr(self, field) < 32, field, "an integer 0 to 31"
+            )
+        for field in ("weight_decay", "uniform_amplitude"):
             require(getattr(self, field) >= 0, field, ">= 0")
         for field in ("label_smoothing", "average_decay"):
             require(0 <= getattr(self, field) < 1, field, "in [0, 1)")
