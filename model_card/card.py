@@ -46,6 +46,20 @@ def results_table(releases: Path) -> str:
     return "\n".join(lines)
 
 
+def hardware(training: dict) -> str:
+    """What a run was done on, such as "2 × Intel(R) Xeon(R) Processor (cpu)"."""
+    machine = training["hardware"]
+    count = machine["cores"] if machine["device"] == "cpu" else machine["processes"]
+    return f"{count} × {machine['name']} ({machine['device']})"
+
+
+def training_times(releases: Path) -> str:
+    """One sentence: minutes and hardware of both training runs."""
+    runs = [json.loads((releases / version / "training.json").read_text()) for version in ("v0", "v1")]
+    times = [f"{run['recipe']['name']} in {run['seconds'] / 60:.0f} minutes on {hardware(run)}" for run in runs]
+    return f"Trained: {' and '.join(times)}."
+
+
 def render_card(version: str, releases: Path) -> str:
     """README.md of the Hub repository of `version`."""
     training = json.loads((releases / version / "training.json").read_text())
@@ -79,16 +93,18 @@ def render_card(version: str, releases: Path) -> str:
         name=repository_name(version),
         version=version,
         training=training,
+        hardware=hardware(training),
         results=results_table(releases),
     ).content
 
 
 def with_results(readme: str, releases: Path) -> str:
-    """`readme` with the table between its two markers replaced."""
+    """`readme` with what stands between its two markers replaced: the table and the training times."""
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
         raise ValueError(f"README must hold the markers {BEGIN!r} and {END!r} once each.")
     before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{results_table(releases)}\n\n{END}{rest.split(END)[1]}"
+    derived = f"{results_table(releases)}\n\n{training_times(releases)}"
+    return f"{before}{BEGIN}\n\n{derived}\n\n{END}{rest.split(END)[1]}"
 
 
 def main() -> None:
