@@ -19,6 +19,7 @@ from nula.model_card.card import BEGIN, render_card, results_table, with_results
 from nula.model_card.release import assemble, push
 from nula.modeling_nula import NulaForImageClassification
 from nula.perturbations.suite import ROWS
+from nula.weights import weights_sha256
 
 CODE = {"configuration_nula.py", "modeling_nula.py", "image_processing_nula.py", "pipeline_nula.py"}
 PAYLOAD = CODE | {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
@@ -163,11 +164,8 @@ def test_stored_predictions_are_those_of_the_released_weights(version, test_spli
 
 @pytest.mark.parametrize("version", ["v0", "v1"])
 def test_results_were_measured_on_the_released_weights(version):
-    import hashlib
-
     provenance = json.loads((RELEASES / version / "results" / "provenance.json").read_text())
-    weights = (RELEASES / version / "model.safetensors").read_bytes()
-    assert provenance["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+    assert provenance["weights_sha256"] == weights_sha256(RELEASES / version)
 
 
 def test_v0_classifies():
@@ -208,7 +206,7 @@ def test_the_committed_readme_is_what_the_result_files_give():
     assert results_table(RELEASES) in readme
 
 
-def test_logits_do_not_depend_on_the_processor_path(payload, pixels, test_split):
+def test_the_processor_feeds_the_model_as_training_does(payload, pixels, test_split):
     model = NulaForImageClassification.from_pretrained(payload).eval()
     inputs = NulaImageProcessor()(test_split.images[:16].numpy(), return_tensors="pt").pixel_values
     torch.testing.assert_close(inputs, normalize(pixels))

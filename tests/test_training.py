@@ -1,7 +1,5 @@
-import hashlib
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +12,8 @@ from nula.perturbations.sampling import checkerboard, decimate
 from nula.provenance import command_again
 from nula.train.augmentation import crop_and_flip, draw_operators, perturb
 from nula.train.loop import batch_indices, build_optimizer, build_scheduler, train
-from nula.train.recipe import OPERATORS, V0, V1
+from nula.train.recipe import OPERATORS, V0, V1, Recipe
+from nula.weights import weights_sha256
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -45,35 +44,35 @@ def test_impossible_recipes_are_named(changes, message):
         replace(V1, **changes)
 
 
-def test_schedule_of_v1(tiny_model):
-    optimizer = build_optimizer(tiny_model, V1)
-    scheduler = build_scheduler(optimizer, V1, steps_per_epoch=5)
-    rates = []
-    for _ in range(V1.epochs * 5):
-        rates.append(optimizer.param_groups[0]["lr"])
+def learning_rates(model: NulaForImageClassification, recipe: Recipe, steps_per_epoch: int) -> list[float]:
+    """The rate of every step of a run, and last the one that it ends with."""
+    optimizer = build_optimizer(model, recipe)
+    scheduler = build_scheduler(optimizer, recipe, steps_per_epoch)
+    rates = [optimizer.param_groups[0]["lr"]]
+    for _ in range(recipe.epochs * steps_per_epoch):
         optimizer.step()
         scheduler.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+def test_schedule_of_v1(tiny_model):
+    rates = learning_rates(tiny_model, V1, steps_per_epoch=5)
     assert rates[0] == pytest.approx(5e-5 / 3)
     assert rates[5] == pytest.approx(5e-5 * 2 / 3)
     assert rates[10] == pytest.approx(5e-5)  # the warm-up's 2 epochs end
     assert rates[30] == pytest.approx(5e-5 / 2)  # half of the 8 cosine epochs
-    assert scheduler.get_last_lr()[0] == pytest.approx(0, abs=1e-12)
+    assert rates[-1] == pytest.approx(0, abs=1e-12)
     assert sorted(rates[10:], reverse=True) == rates[10:]
 
 
 def test_v0_anneals_twice(tiny_model):
-    optimizer = build_optimizer(tiny_model, V0)
-    scheduler = build_scheduler(optimizer, V0, steps_per_epoch=4)
-    rates = []
-    for _ in range(V0.epochs * 4):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
+    rates = learning_rates(tiny_model, V0, steps_per_epoch=4)
     first, second = V0.warmup_epochs * 4, (V0.warmup_epochs + V0.cosine_epochs) * 4
     assert rates[first] == rates[second] == pytest.approx(1e-3)
     assert rates[second - 1] < 1e-5 * 2
     assert rates[second + V0.restart_epochs * 2] == pytest.approx(5e-4)
-    assert scheduler.get_last_lr()[0] == pytest.approx(0, abs=1e-10)
+    assert rates[-1] == pytest.approx(0, abs=1e-10)
 
 
 def test_the_recorded_command_names_no_place_on_the_machine():
@@ -155,10 +154,6 @@ def test_uniform_noise_comes_before_the_operator_and_on_the_masked_part_alone(pi
     assert 0.04 < (perturbed - original).abs().max() <= 0.05 + 1e-6
 
 
-def digest(folder: Path) -> str:
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-
-
 def test_two_steps_and_two_more_equal_four(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for arguments in (
@@ -168,7 +163,7 @@ def test_two_steps_and_two_more_equal_four(tmp_path):
     ):
         done = launch("train_v0.py", *arguments)
         assert done.returncode == 0, done.stderr
-    assert digest(parts) == digest(whole)
+    assert weights_sha256(parts) == weights_sha256(whole)
     record = json.loads((parts / "training.json").read_text())
     assert record["recipe"] == json.loads(json.dumps(asdict(V0)))
     assert record["dataset"]["sha256"] == load_split(str(SAMPLE), "train").fingerprint
@@ -182,7 +177,7 @@ def test_two_processes_give_one_set_of_weights(tmp_path, tiny_folder):
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "training.json").read_text())
     assert record["hardware"]["processes"] == 2
-    assert record["initial_weights_sha256"] == digest(tiny_folder)
+    assert record["initial_weights_sha256"] == weights_sha256(tiny_folder)
     assert len(record["epochs"]) == 2  # 320 images are two steps an epoch of 128 over both processes
     tuned, before = (NulaForImageClassification.from_pretrained(folder) for folder in (tmp_path, tiny_folder))
     changed = [not torch.equal(a, b) for a, b in zip(tuned.parameters(), before.parameters())]
