@@ -21,6 +21,19 @@ class Split:
     labels: torch.Tensor
     fingerprint: str
 
+    @classmethod
+    def of(cls, images: torch.Tensor, labels: torch.Tensor) -> "Split":
+        fingerprint = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+        return cls(images, labels, fingerprint)
+
+    def part_off(self, count: int) -> tuple["Split", "Split"]:
+        """All but the last `count` images, and those; ValueError if there are not more than `count`."""
+        if len(self.labels) <= count:
+            raise ValueError(f"cannot hold out {count} of {len(self.labels)} images.")
+        return Split.of(self.images[:-count], self.labels[:-count]), Split.of(
+            self.images[-count:], self.labels[-count:]
+        )
+
 
 def load_split(dataset: str, split: str) -> Split:
     """Decode `split` of `dataset`, a Hub id such as uoft-cs/cifar10 or a folder of the same layout.
@@ -42,5 +55,4 @@ def load_split(dataset: str, split: str) -> Split:
         raise ValueError(
             f"{dataset} ({split}) has labels {labels.min()} to {labels.max()}, must be 0 to {len(CIFAR10_LABELS) - 1}."
         )
-    fingerprint = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
-    return Split(torch.from_numpy(images), torch.from_numpy(labels), fingerprint)
+    return Split.of(torch.from_numpy(images), torch.from_numpy(labels))

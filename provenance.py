@@ -15,7 +15,10 @@ def public_argument(argument: str) -> str:
 
 def command_again(program: str, arguments: list[str]) -> str:
     """The command that does the whole run again: `--resume` is left out, and paths are made public."""
-    parts = [part for argument in arguments if argument != "--resume" for part in argument.split("=", 1)]
+    parts = []
+    for argument in arguments:
+        if argument != "--resume":
+            parts.extend(argument.split("=", 1) if argument.startswith("--") else [argument])
     return f"{program} {shlex.join(map(public_argument, parts))}"
 
 

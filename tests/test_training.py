@@ -1,18 +1,34 @@
 import json
+import math
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from conftest import ROOT, SAMPLE, launch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from nula.configuration_nula import NulaConfig
 from nula.dataset import load_split
+from nula.image_processing_nula import normalize
 from nula.modeling_nula import NulaForImageClassification
 from nula.perturbations.sampling import checkerboard, decimate
+from nula.perturbations.suite import ROWS
 from nula.provenance import command_again
-from nula.train.augmentation import crop_and_flip, draw_operators, perturb
-from nula.train.loop import batch_indices, build_optimizer, build_scheduler, train
-from nula.train.recipe import OPERATORS, V0, V1, Recipe
+from nula.train import train_v0
+from nula.train.augmentation import crop_and_flip, perturb
+from nula.train.loop import batch_indices, train
+from nula.train.optimizers import Muon, build_optimizers, build_scheduler, orthogonalize
+from nula.train.recipe import OPERATORS, V0, V1
 from nula.weights import weights_sha256
 
 
@@ -44,35 +60,46 @@ def test_impossible_recipes_are_named(changes, message):
         replace(V1, **changes)
 
 
-def learning_rates(model: NulaForImageClassification, recipe: Recipe, steps_per_epoch: int) -> list[float]:
-    """The rate of every step of a run, and last the one that it ends with."""
-    optimizer = build_optimizer(model, recipe)
-    scheduler = build_scheduler(optimizer, recipe, steps_per_epoch)
+@pytest.fixture(scope="module")
+def v1_log(train_split, tmp_path_factory) -> dict:
+    """The log of a whole run of V1's schedule, five steps an epoch."""
+    torch.manual_seed(0)
+    model = NulaForImageClassification(NulaConfig(stem_channels=4, hidden_sizes=(8, 12, 16), depths=(1, 0, 1)))
+    recipe = replace(V1, batch_size=64)
+    return train(model, recipe, train_split, Accelerator(cpu=True), tmp_path_factory.mktemp("v1"), seed=0)[1]
+
+
+def test_a_run_of_v1_follows_the_published_schedule(v1_log):
+    rates = [epoch["learning_rate"] for epoch in v1_log["epochs"]]  # after each epoch
+    warmup = [5e-5 * 2 / 3, 5e-5]  # LinearLR starts from a third
+    cosine = [5e-5 * (1 + math.cos(math.pi * epoch / 8)) / 2 for epoch in range(1, 9)]
+    assert rates == pytest.approx(warmup + cosine, abs=1e-12)
+
+
+def test_a_run_of_v1_draws_the_published_operators(v1_log):
+    counts = {name: sum(epoch["operators"][name] for epoch in v1_log["epochs"]) for name in ("none", *OPERATORS)}
+    total = 10 * 320
+    augmented = total - counts["none"]
+    assert sum(counts.values()) == total
+    assert augmented / total == pytest.approx(V1.augmented_share, abs=4 * (0.25 / total) ** 0.5)
+    for name, probability in zip(OPERATORS, (0.5, 0.3, 0.2)):
+        assert counts[name] / augmented == pytest.approx(probability, abs=4 * (0.25 / augmented) ** 0.5)
+
+
+def test_schedule_steps_with_every_batch(tiny_model):
+    optimizer = build_optimizers(tiny_model, V0)[0]
+    scheduler = build_scheduler(optimizer, V0, steps_per_epoch=5)
     rates = [optimizer.param_groups[0]["lr"]]
-    for _ in range(recipe.epochs * steps_per_epoch):
+    for _ in range(V0.epochs * 5):
         optimizer.step()
         scheduler.step()
         rates.append(optimizer.param_groups[0]["lr"])
-    return rates
-
-
-def test_schedule_of_v1(tiny_model):
-    rates = learning_rates(tiny_model, V1, steps_per_epoch=5)
-    assert rates[0] == pytest.approx(5e-5 / 3)
-    assert rates[5] == pytest.approx(5e-5 * 2 / 3)
-    assert rates[10] == pytest.approx(5e-5)  # the warm-up's 2 epochs end
-    assert rates[30] == pytest.approx(5e-5 / 2)  # half of the 8 cosine epochs
+    peak = V0.warmup_epochs * 5
+    assert rates[0] == pytest.approx(1e-3 / 3)
+    assert rates[peak] == pytest.approx(1e-3)
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert rates[-1] == pytest.approx(0, abs=1e-12)
-    assert sorted(rates[10:], reverse=True) == rates[10:]
-
-
-def test_v0_anneals_twice(tiny_model):
-    rates = learning_rates(tiny_model, V0, steps_per_epoch=4)
-    first, second = V0.warmup_epochs * 4, (V0.warmup_epochs + V0.cosine_epochs) * 4
-    assert rates[first] == rates[second] == pytest.approx(1e-3)
-    assert rates[second - 1] < 1e-5 * 2
-    assert rates[second + V0.restart_epochs * 2] == pytest.approx(5e-4)
-    assert rates[-1] == pytest.approx(0, abs=1e-10)
 
 
 def test_the_recorded_command_names_no_place_on_the_machine():
@@ -81,20 +108,61 @@ def test_the_recorded_command_names_no_place_on_the_machine():
     assert command_again("accelerate launch", arguments) == expected
 
 
-def test_batch_normalisation_and_biases_are_not_decayed(tiny_model):
-    decayed, others = build_optimizer(tiny_model, V0).param_groups
-    assert (decayed["weight_decay"], others["weight_decay"]) == (V0.weight_decay, 0)
+def test_every_parameter_has_its_optimizer(tiny_model):
+    adamw, muon = build_optimizers(tiny_model, V0)
     names = {id(parameter): name for name, parameter in tiny_model.named_parameters()}
-    assert all("convolution" in names[id(p)] or names[id(p)] == "classifier.weight" for p in decayed["params"])
-    assert len(decayed["params"]) + len(others["params"]) == len(names)
+    decayed, vectors = ([names[id(parameter)] for parameter in group["params"]] for group in adamw.param_groups)
+    assert decayed == ["nula.stem.convolution.weight", "classifier.weight"]
+    assert all("normalization" in name or name == "classifier.bias" for name in vectors)
+    assert [group["weight_decay"] for group in adamw.param_groups] == [V0.weight_decay, 0]
+    convolutions = [names[id(parameter)] for parameter in muon.param_groups[0]["params"]]
+    assert all("stages" in name and "convolution" in name for name in convolutions)
+    assert len(decayed) + len(vectors) + len(convolutions) == len(names)
+    [alone] = build_optimizers(tiny_model, replace(V0, optimizer="adamw"))
+    assert sum(len(group["params"]) for group in alone.param_groups) == len(names)
+
+
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12)])
+def test_orthogonalization_keeps_singular_vectors_and_levels_the_values(shape):
+    matrix = torch.randn(shape, generator=seeded())
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+    inside = u.T @ orthogonalize(matrix, steps=5) @ vh.T
+    values = inside.diagonal()
+    assert (inside - values.diag()).abs().max() < 1e-4
+    assert 0.6 < values.min() <= values.max() < 1.3
+
+
+def test_muon_takes_steps_of_the_promised_size_on_weights_of_constant_size():
+    weight = torch.nn.Parameter(torch.randn(16, 8, 3, 3, generator=seeded()))
+    optimizer = Muon([weight], lr=1e-4, rms=0.01)
+    for _ in range(3):
+        before = weight.detach().clone()
+        weight.grad = torch.randn(weight.shape, generator=seeded(1))
+        optimizer.step()
+        assert weight.square().mean().sqrt().item() == pytest.approx(0.01)
+    step = (weight - before).square().mean().sqrt().item()
+    assert step == pytest.approx(0.2 * 1e-4, rel=0.3)  # Newton-Schulz leaves singular values of 0.7 to 1.2
+
+
+def test_muon_descends():
+    target = torch.nn.functional.normalize(torch.randn(16, 72, generator=seeded()), dim=None)
+    weight = torch.nn.Parameter(torch.randn(16, 8, 3, 3, generator=seeded(1)))
+    optimizer = Muon([weight], lr=1e-3, rms=0.003)
+    for _ in range(100):
+        loss = -torch.nn.functional.cosine_similarity(weight.flatten(), target.flatten(), dim=0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < -0.8
 
 
 def test_batches_are_a_new_permutation_each_epoch():
-    first, second = (batch_indices(320, epoch, V0, seed=0) for epoch in (0, 1))
+    recipe = replace(V0, batch_size=128)
+    first, second = (batch_indices(320, epoch, recipe, seed=0) for epoch in (0, 1))
     assert first.shape == (2, 128)
     assert len(first.unique()) == 256
     assert not torch.equal(first, second)
-    assert torch.equal(first, batch_indices(320, 0, V0, seed=0))
+    assert torch.equal(first, batch_indices(320, 0, recipe, seed=0))
 
 
 def test_crop_and_flip_without_either_is_the_image(train_split):
@@ -123,20 +191,11 @@ def test_crop_is_a_crop_of_the_reflected_image(train_split):
     assert len(offsets) == 25  # every offset of -2..2 along both axes
 
 
-def test_operator_frequencies_of_v1():
-    operators = draw_operators(100_000, V1, seeded())
-    augmented = operators[operators >= 0]
-    assert len(augmented) / len(operators) == pytest.approx(V1.augmented_share, abs=0.01)
-    for index, probability in enumerate(V1.operator_probabilities):
-        assert (augmented == index).float().mean().item() == pytest.approx(probability, abs=0.01)
-
-
 def test_only_the_masked_part_is_perturbed_and_each_by_its_operator(pixels):
     recipe = replace(V0, augmented_share=0.5, checkerboard_epsilon=(0.05, 0.05))
-    result = perturb(pixels, recipe, seeded(3))
-    operators = draw_operators(len(pixels), recipe, seeded(3))
-    assert set(operators.tolist()) == {-1, 0, 1, 2}
-    expected = {-1: pixels, 1: decimate(pixels), 2: checkerboard(pixels, 0.05)}
+    result, operators = perturb(pixels, recipe, seeded(3))
+    assert set(operators.tolist()) == {0, 1, 2, 3}
+    expected = {0: pixels, 2: decimate(pixels), 3: checkerboard(pixels, 0.05)}
     for index, operator in enumerate(operators.tolist()):
         if operator in expected:
             assert torch.equal(result[index], expected[operator][index])
@@ -146,67 +205,254 @@ def test_only_the_masked_part_is_perturbed_and_each_by_its_operator(pixels):
 
 def test_uniform_noise_comes_before_the_operator_and_on_the_masked_part_alone(pixels):
     recipe = replace(V1, augmented_share=0.5, operator_probabilities=(0.0, 1.0, 0.0))
-    result = perturb(pixels, recipe, seeded())
-    operators = draw_operators(len(pixels), recipe, seeded())
-    assert torch.equal(result[operators < 0], pixels[operators < 0])
-    perturbed, original = result[operators >= 0], decimate(pixels)[operators >= 0]
+    result, operators = perturb(pixels, recipe, seeded())
+    assert torch.equal(result[operators == 0], pixels[operators == 0])
+    perturbed, original = result[operators > 0], decimate(pixels)[operators > 0]
     assert torch.equal(perturbed, decimate(perturbed))  # noise after decimation would break the 2x2 blocks
     assert 0.04 < (perturbed - original).abs().max() <= 0.05 + 1e-6
 
 
-def test_two_steps_and_two_more_equal_four(tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for arguments in (
-        ("--output_dir", whole, "--max_steps", 4),
-        ("--output_dir", parts, "--max_steps", 2),
-        ("--output_dir", parts, "--max_steps", 4, "--resume"),
-    ):
-        done = launch("train_v0.py", *arguments)
-        assert done.returncode == 0, done.stderr
-    assert weights_sha256(parts) == weights_sha256(whole)
-    record = json.loads((parts / "training.json").read_text())
-    assert record["recipe"] == json.loads(json.dumps(asdict(V0)))
+# 15 steps
+SHORT = ("--recipe", "batch_size=64", "warmup_epochs=1", "cosine_epochs=2")
+SHORT += ("--config", "hidden_sizes=[16,16,32]", "depths=[1,0,1]")
+
+
+def start(output_dir: Path, *arguments: object) -> subprocess.Popen:
+    """The short run as a process of its own, in a process group of its own, with a checkpoint every other step."""
+    command = [sys.executable, "train/train_v0.py", "--dataset", SAMPLE, "--output_dir", output_dir]
+    return subprocess.Popen(
+        [*map(str, command), *SHORT, "--checkpoint_steps", "2", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    """A finished short run."""
+    folder = tmp_path_factory.mktemp("whole")
+    process = start(folder)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return folder
+
+
+def wait_for_checkpoint(process: subprocess.Popen, folder: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoint").is_dir():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def resumed_sha256(folder: Path) -> str:
+    process = start(folder, "--resume")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return weights_sha256(folder)
+
+
+def test_a_killed_run_resumes_to_the_same_weights(uninterrupted, tmp_path):
+    process = start(tmp_path)
+    wait_for_checkpoint(process, tmp_path)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "model.safetensors").exists()
+    assert resumed_sha256(tmp_path) == weights_sha256(uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(uninterrupted, tmp_path, number):
+    process = start(tmp_path)
+    wait_for_checkpoint(process, tmp_path)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    step = int(re.search(r"interrupted after step (\d+) of 15; the same command with --resume", output).group(1))
+    assert torch.load(tmp_path / "checkpoint" / "custom_checkpoint_0.pkl", weights_only=False)["step"] == step
+    assert resumed_sha256(tmp_path) == weights_sha256(uninterrupted)
+
+
+def test_two_processes_that_are_asked_to_stop_save_and_resume(tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "train/train_v0.py"]
+    command += ["--dataset", SAMPLE, "--output_dir", tmp_path, *SHORT, "--checkpoint_steps", "2"]
+    command = [str(part) for part in command]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    wait_for_checkpoint(process, tmp_path)
+    os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C sends
+    output, _ = process.communicate(timeout=60)
+    assert re.search(r"interrupted after step \d+ of 15; the same command with --resume", output), output
+    done = subprocess.run([*command, "--resume"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((tmp_path / "training.json").read_text())["epochs"]) == 3
+
+
+def test_the_record_tells_the_whole_run(uninterrupted):
+    text = (uninterrupted / "training.json").read_text()
+    assert str(uninterrupted.parent) not in text
+    record = json.loads(text)
+    changed = replace(V0, batch_size=64, warmup_epochs=1, cosine_epochs=2)
+    assert record["recipe"] == json.loads(json.dumps(asdict(changed)))
     assert record["dataset"]["sha256"] == load_split(str(SAMPLE), "train").fingerprint
-    assert [epoch["epoch"] for epoch in record["epochs"]] == [1, 2]
-    assert not [line for line in (parts / "training.json").read_text().splitlines() if str(tmp_path) in line]
-    assert (parts / "configuration_nula.py").is_file()
+    assert [epoch["epoch"] for epoch in record["epochs"]] == [1, 2, 3]
+    model = NulaForImageClassification.from_pretrained(uninterrupted)
+    forward = sum(6 * multiply_adds for multiply_adds in multiply_adds_of(model))
+    stem = 2 * multiply_adds_of(model)[0]  # no gradient of the pixels is computed
+    assert record["flops_per_image"] == forward - stem
+    for epoch in record["epochs"]:
+        share = epoch["images_per_second"] * record["flops_per_image"] / record["peak_flops"]
+        assert epoch["peak_share"] == pytest.approx(share, abs=0.001)
+        assert 0 < epoch["peak_share"] < 1
+    assert (uninterrupted / "configuration_nula.py").is_file()
+
+
+def multiply_adds_of(model: NulaForImageClassification) -> list[int]:
+    """Of each convolution and linear layer for a 32x32 image, in order."""
+    counts = []
+
+    def count(module, inputs, output):
+        positions = output.shape[2] * output.shape[3] if output.ndim == 4 else 1
+        counts.append(module.weight.numel() * positions)
+
+    hooks = [
+        module.register_forward_hook(count)
+        for module in model.modules()
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear))
+    ]
+    model.eval()(torch.zeros(1, 3, 32, 32))
+    for hook in hooks:
+        hook.remove()
+    return counts
+
+
+def test_validation_images_are_held_out_and_measured(tmp_path):
+    done = launch(
+        "train_v0.py", "--output_dir", tmp_path, *SHORT, "--validation_images", 64, "--report_to", "tensorboard"
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert record["dataset"]["images"] == 256
+    assert tuple(record["validation"]) == tuple(row.name for row in ROWS)
+    model = NulaForImageClassification.from_pretrained(tmp_path).eval()
+    split = load_split(str(SAMPLE), "train")
+    pixels = split.images[-64:].permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        correct = model(normalize(pixels)).logits.argmax(1) == split.labels[-64:]
+    assert record["validation"]["Clean (CIFAR-10 Test)"] == pytest.approx(100 * correct.float().mean().item(), abs=0.01)
+    events = EventAccumulator(str(next(tmp_path.rglob("events.out.tfevents.*")).parent)).Reload()
+    assert {"loss", "learning_rate", "images_per_second"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("loss")] == [10]
 
 
 def test_two_processes_give_one_set_of_weights(tmp_path, tiny_folder):
-    done = launch("finetune_v1.py", "--v0", tiny_folder, "--output_dir", tmp_path, "--max_steps", 4, processes=2)
+    arguments = ("--v0", tiny_folder, "--output_dir", tmp_path, "--max_steps", 4, "--recipe", "batch_size=128")
+    done = launch("finetune_v1.py", *arguments, processes=2)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "training.json").read_text())
     assert record["hardware"]["processes"] == 2
     assert record["initial_weights_sha256"] == weights_sha256(tiny_folder)
     assert len(record["epochs"]) == 2  # 320 images are two steps an epoch of 128 over both processes
+    assert sum(record["epochs"][0]["operators"].values()) == 256  # of both
     tuned, before = (NulaForImageClassification.from_pretrained(folder) for folder in (tmp_path, tiny_folder))
     changed = [not torch.equal(a, b) for a, b in zip(tuned.parameters(), before.parameters())]
     assert all(changed)  # nothing is frozen
 
 
 def test_training_learns(tiny_model, train_split, tmp_path):
-    recipe = replace(V0, cosine_epochs=11, restart_epochs=0, batch_size=32, learning_rate=1e-2, average_decay=0.9)
-    _, epochs = train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path, seed=0)
-    assert len(epochs) == 12
-    assert epochs[-1]["loss"] < epochs[0]["loss"] - 0.2
+    recipe = replace(V0, warmup_epochs=1, cosine_epochs=9, batch_size=32, label_smoothing=0.0)
+    _, log = train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path, seed=0)
+    assert len(log["epochs"]) == 10
+    assert log["epochs"][-1]["loss"] < log["epochs"][0]["loss"] - 0.2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--recipe", "share=1"), "error: --recipe share=1: must be FIELD=VALUE with FIELD one of name, learning_rate"),
+        (("--recipe", "batch_size"), "error: --recipe batch_size: must be FIELD=VALUE"),
+        (("--recipe", "batch_size=many"), "error: recipe 'v0': batch_size is 'many', must be an integer >= 1"),
+        (("--config", "depths=[1]"), "error: depths has 1 entries and hidden_sizes 4"),
+        (("--validation_images", "320"), "error: cannot hold out 320 of 320 images"),
+    ],
+)
+def test_impossible_arguments_are_named(tmp_path, monkeypatch, arguments, message):
+    command = ["train_v0.py", "--dataset", str(SAMPLE), "--output_dir", str(tmp_path / "run"), *arguments]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as caught:
+        train_v0.main()
+    assert str(caught.value).startswith(message)
+    assert not (tmp_path / "run").exists()
 
 
 def test_impossible_runs_are_refused(tiny_model, train_split, tmp_path):
-    def attempt(recipe=V0, seed=0, **options):
-        train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path, seed=seed, **options)
+    small = replace(V0, batch_size=64)
+
+    def attempt(recipe=small, seed=0, folder=tmp_path / "run", **options):
+        train(tiny_model, recipe, train_split, Accelerator(cpu=True), folder, seed=seed, **options)
 
     with pytest.raises(ValueError, match="320 images are fewer than one batch of 512"):
         attempt(replace(V0, batch_size=512))
     with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
         attempt(resume=True)
     attempt(max_steps=1)
+    with pytest.raises(FileExistsError, match="run holds the checkpoint of a run: go on from it with --resume"):
+        attempt(max_steps=1)
     with pytest.raises(ValueError, match="another run than the checkpoint's: seed is 1, was 0"):
         attempt(seed=1, resume=True)
     with pytest.raises(ValueError, match=r"recipe is .*'name': 'v1'.*, was .*'name': 'v0'"):
-        attempt(V1, resume=True)
+        attempt(replace(V1, batch_size=64), resume=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write to --output_dir .*file/run: .*; give another folder"):
+        attempt(folder=tmp_path / "file" / "run")
+
+
+def test_a_loss_that_is_not_finite_names_step_rate_and_batch(tiny_model, train_split, tmp_path):
+    recipe = replace(V0, batch_size=64)
+    train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path, seed=0, max_steps=2)
+    saved = (tmp_path / "checkpoint" / "model.safetensors").read_bytes()
     torch.nn.init.constant_(tiny_model.classifier.bias, float("nan"))
-    with pytest.raises(FloatingPointError, match=r"loss nan at step 0, learning rate 0\.000333"):
-        attempt()
+    messages = []
+    for _ in range(2):
+        with pytest.raises(FloatingPointError) as caught:
+            train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path / "nan", seed=0)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]  # the same batch has the same fingerprint
+    assert re.search(r"^loss nan at step 0, learning rate 0\.000333, batch [0-9a-f]{64} ", messages[0])
+    assert (tmp_path / "checkpoint" / "model.safetensors").read_bytes() == saved
+
+
+def test_a_full_disk_is_noticed_before_training(tiny_model, train_split, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=r"has 0 MiB free, and a run needs \d+ MiB; make room"):
+        train(tiny_model, replace(V0, batch_size=64), train_split, Accelerator(cpu=True), tmp_path, seed=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(tiny_model, train_split, tmp_path):
+    """Files may not grow beyond 100 bytes from the second checkpoint on, which is how a full disk looks to a writer."""
+    recipe = replace(V0, batch_size=64)
+    accelerator = Accelerator(cpu=True)
+    save_state, limits = accelerator.save_state, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_up(folder: str) -> None:
+        if (tmp_path / "checkpoint").exists():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        save_state(folder)
+
+    accelerator.save_state = fill_up
+    try:
+        with pytest.raises(OSError, match=r"checkpoint could not be written .*; the checkpoint before it is whole"):
+            train(tiny_model, recipe, train_split, accelerator, tmp_path, seed=0, checkpoint_steps=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    _, log = train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path, seed=0, max_steps=5, resume=True)
+    assert [epoch["epoch"] for epoch in log["epochs"]] == [1]
 
 
 def test_other_data_sets_are_refused(tmp_path):

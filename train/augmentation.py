@@ -4,7 +4,7 @@ import torch
 
 from nula.perturbations.appearance import uniform_noise
 from nula.perturbations.sampling import checkerboard, decimate, resize_each
-from nula.train.recipe import OPERATORS, Recipe
+from nula.train.recipe import Recipe
 
 
 def crop_and_flip(
@@ -31,26 +31,29 @@ def crop_and_flip(
 
 
 def draw_operators(count: int, recipe: Recipe, generator: torch.Generator) -> torch.Tensor:
-    """(B,) indices into OPERATORS for the augmented images (`mask_aug`), -1 for the others."""
+    """(B,) int64: 0 for images left alone, and for the augmented ones (`mask_aug`) the place in OPERATORS, from 1."""
     device = generator.device
     mask = torch.rand(count, generator=generator, device=device) < recipe.augmented_share
     probabilities = torch.tensor(recipe.operator_probabilities, device=device)
     operators = torch.multinomial(probabilities, count, replacement=True, generator=generator)
-    return torch.where(mask, operators, -1)
+    return torch.where(mask, operators + 1, 0)
 
 
-def perturb(pixels: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> torch.Tensor:
-    """Send a random part of the batch through one operator each; (B, 3, H, W) in [0, 1] to the same."""
+def perturb(pixels: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Send a random part of the batch through one operator each.
+
+    (B, 3, H, W) in [0, 1] to the same, with the (B,) operators as `draw_operators` gives them.
+    """
     count, side, device = len(pixels), pixels.shape[-1], pixels.device
 
     def uniform(low: float, high: float) -> torch.Tensor:
         return low + (high - low) * torch.rand(count, generator=generator, device=device)
 
-    operators = draw_operators(count, recipe, generator).view(-1, 1, 1, 1)
+    operators = draw_operators(count, recipe, generator)
     sides = (side * uniform(*recipe.resize_scale)).round().long()
     epsilons = uniform(*recipe.checkerboard_epsilon).view(-1, 1, 1, 1)
     source = uniform_noise(pixels, recipe.uniform_amplitude, generator) if recipe.uniform_amplitude else pixels
     perturbed = (resize_each(source, sides), decimate(source), checkerboard(source, epsilons))
-    for index in range(len(OPERATORS)):
-        pixels = torch.where(operators == index, perturbed[index], pixels)
-    return pixels
+    for index, result in enumerate(perturbed, start=1):
+        pixels = torch.where((operators == index).view(-1, 1, 1, 1), result, pixels)
+    return pixels, operators

@@ -14,7 +14,7 @@ def main() -> None:
         "--v0", default="MamaPearl/nula-cifar10-robust-v0", help="folder or Hub id of the weights to start from"
     )
     arguments = parser.parse_args()
-    accelerator = prepare(arguments.seed)
+    accelerator = prepare(arguments)
     run(load_model(arguments.v0), V1, arguments, accelerator, weights_sha256(arguments.v0))
 
 

@@ -5,8 +5,7 @@ import json
 import os
 import platform
 import sys
-import time
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import psutil
@@ -14,12 +13,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from nula.dataset import load_split
-from nula.image_processing_nula import NulaImageProcessor
+from nula.dataset import Split, load_split
+from nula.evaluation.accuracy import evaluate
+from nula.image_processing_nula import NulaImageProcessor, normalize
 from nula.modeling_nula import NulaForImageClassification
 from nula.provenance import command_again, library_versions, public_argument
+from nula.train.interruption import TrainingInterrupted
 from nula.train.loop import train
 from nula.train.recipe import Recipe
+
+ARCHITECTURE = ("stem_channels", "hidden_sizes", "depths")
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
@@ -28,8 +31,36 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", type=Path, required=True, help="receives weights, training.json, checkpoint/")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and augmentation")
     parser.add_argument("--max_steps", type=int, help="stop after this many steps of the schedule, for tests")
+    parser.add_argument("--checkpoint_steps", type=int, help="steps between two checkpoints; an epoch unless given")
     parser.add_argument("--resume", action="store_true", help="go on from output_dir/checkpoint")
+    parser.add_argument("--report_to", help="a tracker that accelerate knows, such as tensorboard; none unless given")
+    parser.add_argument(
+        "--validation_images",
+        type=int,
+        default=0,
+        help="train without the last so many images of the training split, and measure on them at the end",
+    )
+    parser.add_argument(
+        "--recipe", nargs="*", default=[], metavar="FIELD=VALUE", help="changes of the recipe, VALUE as in JSON"
+    )
     return parser
+
+
+def changes(assignments: list[str], allowed: list[str], option: str) -> dict:
+    """["weight_decay=0.1"] to {"weight_decay": 0.1}; what is not JSON is a string, and a list becomes a tuple."""
+    result = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or name not in allowed:
+            raise SystemExit(
+                f"error: {option} {assignment}: must be FIELD=VALUE with FIELD one of {', '.join(allowed)}."
+            )
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        result[name] = tuple(value) if isinstance(value, list) else value
+    return result
 
 
 def run(
@@ -39,31 +70,51 @@ def run(
     accelerator: Accelerator,
     initial_weights_sha256: str | None = None,
 ) -> None:
-    """Train by `recipe` on the whole training split and leave weights, processor and training.json in output_dir."""
+    """Train by `recipe` on the training split and leave weights, processor and training.json in output_dir.
+
+    Ends the process with a message where the run cannot start or go on, and with the status 128 + signal, as shells
+    have it, where it was asked to stop.
+    """
     output_dir: Path = arguments.output_dir
-    output_dir.mkdir(parents=True, exist_ok=True)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    with accelerator.main_process_first():  # the others find the data set cached
-        data = load_split(arguments.dataset, "train")
+    try:
+        recipe = replace(recipe, **changes(arguments.recipe, [field.name for field in fields(recipe)], "--recipe"))
+        with accelerator.main_process_first():  # the others find the data set cached
+            data = load_split(arguments.dataset, "train")
+        held_out = None
+        if arguments.validation_images:
+            data, held_out = data.part_off(arguments.validation_images)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
     accelerator.print(
         f"{recipe.name}: {parameters:,} parameters, {len(data.labels):,} images, {accelerator.num_processes} processes"
     )
-    started = time.perf_counter()
-    average, epochs = train(
-        model,
-        recipe,
-        data,
-        accelerator,
-        output_dir,
-        seed=arguments.seed,
-        max_steps=arguments.max_steps,
-        resume=arguments.resume,
-    )
+    if arguments.report_to:
+        accelerator.init_trackers(recipe.name)
+    try:
+        trained, log = train(
+            model,
+            recipe,
+            data,
+            accelerator,
+            output_dir,
+            seed=arguments.seed,
+            max_steps=arguments.max_steps,
+            checkpoint_steps=arguments.checkpoint_steps,
+            resume=arguments.resume,
+        )
+    except TrainingInterrupted as interruption:
+        accelerator.end_training()
+        accelerator.print(f"{interruption}; the same command with --resume goes on from there.")
+        raise SystemExit(128 + interruption.signum) from interruption
+    except (ValueError, OSError, FloatingPointError) as error:
+        raise SystemExit(f"error: {error}") from error
     if accelerator.is_main_process:
-        average.save_pretrained(output_dir)
+        trained.save_pretrained(output_dir)
         NulaImageProcessor().save_pretrained(output_dir)
         record = {
             "recipe": asdict(recipe),
+            "architecture": {field: getattr(model.config, field) for field in ARCHITECTURE},
             "command": command_again("accelerate launch", sys.argv),
             "initial_weights_sha256": initial_weights_sha256,
             "seed": arguments.seed,
@@ -75,21 +126,33 @@ def run(
                 "images": len(data.labels),
                 "sha256": data.fingerprint,
             },
-            "epochs": epochs,
-            "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
-            "seconds_since_start": round(time.perf_counter() - started, 1),
+            **log,
+            "seconds": round(sum(epoch["seconds"] for epoch in log["epochs"]), 1),
             "hardware": _hardware(accelerator),
             "versions": library_versions(),
         }
+        if held_out is not None:
+            record["validation"] = _measure(trained, held_out, accelerator.device)
         (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n")
         accelerator.print(f"saved to {output_dir}")
     accelerator.end_training()
 
 
-def prepare(seed: int) -> Accelerator:
+def _measure(model: NulaForImageClassification, data: Split, device: torch.device) -> dict[str, float]:
+    """Accuracy in percent under every row of the table."""
+    model = model.to(device, memory_format=torch.channels_last).eval()
+
+    def classify(pixels: torch.Tensor) -> torch.Tensor:
+        return model(normalize(pixels).contiguous(memory_format=torch.channels_last)).logits
+
+    accuracies = evaluate(classify, data.images, data.labels, device, seed=0, provenance={}).accuracies()
+    return {row: round(accuracy, 2) for row, accuracy in accuracies.items()}
+
+
+def prepare(arguments: argparse.Namespace) -> Accelerator:
     _start_cpu_processes()
-    set_seed(seed)
-    return Accelerator()
+    set_seed(arguments.seed)
+    return Accelerator(log_with=arguments.report_to, project_dir=arguments.output_dir)
 
 
 def _start_cpu_processes() -> None:
@@ -123,6 +186,7 @@ def _hardware(accelerator: Accelerator) -> dict:
         "threads_per_process": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "mixed_precision": accelerator.mixed_precision,
+        "dynamo_backend": accelerator.state.dynamo_plugin.backend.value.lower(),
     }
 
 

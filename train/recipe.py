@@ -15,22 +15,23 @@ class Recipe:
 
     name: str
 
-    # Optimisation: AdamW with linear warm-up, then cosine annealing to 0, both stepped after every batch.
+    # Optimisation: linear warm-up, then cosine annealing to 0, both stepped after every batch.
     learning_rate: float  # at the end of the warm-up
     warmup_epochs: int  # torch.optim.lr_scheduler.LinearLR from a third of the learning rate (its default)
     cosine_epochs: int  # torch.optim.lr_scheduler.CosineAnnealingLR
-    restart_epochs: int = 0  # cosine annealing once more, from the learning rate (Loshchilov and Hutter, ICLR 2017)
-    batch_size: int = 128  # images a step over all processes; small, for many steps in few epochs
-    weight_decay: float = 0.05  # AdamW's, on convolution and classifier weights alone; customary, not tuned
-    label_smoothing: float = 0.1  # customary, not tuned
-    average_decay: float = 0.998  # a step, of the running average of weights that is released; looks back 500 steps
+    optimizer: str = "muon"  # of the convolutions behind the stem: "muon" or "adamw"; AdamW has the rest
+    weight_rms: float = 0.0015  # at which Muon keeps them; a step changes them by 0.2 · learning_rate / weight_rms
+    batch_size: int = 512  # images a step over all processes; Muon's own cost is 8 % of such a step on a CPU
+    vector_rate_factor: float = 4.0  # times the learning rate, for batch normalisation and the classifier's bias
+    weight_decay: float = 0.05  # AdamW's, not on batch normalisation and bias; customary, not tuned
+    label_smoothing: float = 0.2  # as K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024); not tuned
 
     # Every image is first cropped and flipped.
     crop_padding: int = 2  # pixels of reflected border from which 32x32 is cropped; small, for few epochs
     flip_probability: float = 0.5
 
     # Then a random part of the batch (`mask_aug`) goes through one operator each.
-    augmented_share: float = 0.5  # probability of an image to be augmented; clean and perturbed alike, not tuned
+    augmented_share: float = 0.75  # probability of an image to be augmented; more for the resampled, less for the clean
     uniform_amplitude: float  # U(-a, a) per pixel and channel, before the operator
     operator_probabilities: tuple[float, float, float]  # of OPERATORS
     resize_scale: tuple[float, float]  # U(low, high) per image, bilinear down and up
@@ -41,17 +42,17 @@ class Recipe:
             if not condition:
                 raise ValueError(f"recipe {self.name!r}: {field} is {getattr(self, field)!r}, must be {allowed}.")
 
-        require(self.learning_rate > 0, "learning_rate", "positive")
         for field in ("warmup_epochs", "cosine_epochs", "batch_size"):
             require(isinstance(getattr(self, field), int) and getattr(self, field) >= 1, field, "an integer >= 1")
-        for field in ("restart_epochs", "crop_padding"):
-            require(
-                isinstance(getattr(self, field), int) and 0 <= getattr(self, field) < 32, field, "an integer 0 to 31"
-            )
+        require(
+            isinstance(self.crop_padding, int) and 0 <= self.crop_padding < 32, "crop_padding", "an integer 0 to 31"
+        )
+        require(self.optimizer in ("muon", "adamw"), "optimizer", '"muon" or "adamw"')
+        for field in ("learning_rate", "weight_rms", "vector_rate_factor"):
+            require(getattr(self, field) > 0, field, "positive")
         for field in ("weight_decay", "uniform_amplitude"):
             require(getattr(self, field) >= 0, field, ">= 0")
-        for field in ("label_smoothing", "average_decay"):
-            require(0 <= getattr(self, field) < 1, field, "in [0, 1)")
+        require(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)")
         for field in ("flip_probability", "augmented_share"):
             require(0 <= getattr(self, field) <= 1, field, "in [0, 1]")
         probabilities = self.operator_probabilities
@@ -69,15 +70,14 @@ class Recipe:
 
     @property
     def epochs(self) -> int:
-        return self.warmup_epochs + self.cosine_epochs + self.restart_epochs
+        return self.warmup_epochs + self.cosine_epochs
 
 
 V0 = Recipe(
     name="v0",
     learning_rate=1e-3,  # published
     warmup_epochs=1,
-    cosine_epochs=7,  # with the restart, what two CPU cores do in an hour
-    restart_epochs=4,  # 8 epochs end with the training loss still falling
+    cosine_epochs=15,  # with the warm-up, what two CPU cores do in an hour
     uniform_amplitude=0.0,  # published: none
     operator_probabilities=(1 / 3, 1 / 3, 1 / 3),  # published: equal
     resize_scale=(0.2, 0.6),  # published

@@ -1,0 +1,107 @@
+"""The state of a run on disk: always one that is whole."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+IDENTITY = "identity.json"
+COPIES = 3  # of the training state on disk at the worst moment, the released weights included
+
+
+class Progress:
+    """What a resumed run must know besides weights and optimisers: the step, sums over the epoch, the log."""
+
+    def __init__(self, operators: torch.Tensor):
+        self.step = 0
+        self.epochs: list[dict] = []
+        self.operators = operators  # images of this epoch that went through no operator, and through each
+        self.start_epoch()
+
+    def start_epoch(self) -> None:
+        self.loss_sum = self.seconds = self.timed_seconds = self.augmentation_seconds = 0.0
+        self.operators = torch.zeros_like(self.operators)
+
+    def state_dict(self) -> dict:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict) -> None:
+        vars(self).update(state)
+
+
+def check_folder(output_dir: Path, state_bytes: int, resume: bool) -> None:
+    """Make sure before a run that it can leave its results in `output_dir`, and that none are lost there.
+
+    Raises:
+        FileExistsError: the folder holds a checkpoint, and the run does not go on from it.
+        FileNotFoundError: the folder holds none, and the run should go on from one.
+        OSError: the folder cannot be made or written to, or its disk has no room for the run.
+    """
+    checkpoint = output_dir / "checkpoint"
+    if resume:
+        last_checkpoint(checkpoint)
+    elif checkpoint.exists():
+        raise FileExistsError(
+            f"{output_dir} holds the checkpoint of a run: go on from it with --resume, delete the folder, or give "
+            "another --output_dir."
+        )
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        probe = output_dir / ".writable"
+        probe.write_bytes(b"0")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"cannot write to --output_dir {output_dir}: {error}; give another folder.") from error
+    needed, free = COPIES * state_bytes, shutil.disk_usage(output_dir).free
+    if free < needed:
+        raise OSError(
+            f"the disk of --output_dir {output_dir} has {free / 2**20:.0f} MiB free, and a run needs "
+            f"{needed / 2**20:.0f} MiB; make room or give another folder."
+        )
+
+
+def last_checkpoint(checkpoint: Path) -> Path:
+    """`checkpoint`, or the one before it if a run was killed just as it swapped the two."""
+    previous = checkpoint.with_name("checkpoint.old")
+    if not checkpoint.is_dir() and not previous.is_dir():
+        raise FileNotFoundError(f"there is no checkpoint to resume from at {checkpoint}; start without --resume.")
+    return checkpoint if checkpoint.is_dir() else previous
+
+
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, identity: dict) -> None:
+    """Go on from the last checkpoint; ValueError if it is of a run with another `identity`."""
+    folder = last_checkpoint(checkpoint)
+    saved = json.loads((folder / IDENTITY).read_text())
+    for name, value in json.loads(json.dumps(identity)).items():
+        if saved[name] != value:
+            raise ValueError(f"this is another run than the checkpoint's: {name} is {value}, was {saved[name]}.")
+    accelerator.load_state(str(folder))
+
+
+def save_checkpoint(accelerator: Accelerator, checkpoint: Path, identity: dict) -> None:
+    """Write beside the old checkpoint and swap: a run that dies while saving keeps one that is whole.
+
+    `identity` is what must not change when the run is resumed. OSError, of a full disk for example, says which
+    checkpoint is left.
+    """
+    written, previous = checkpoint.with_name("checkpoint.new"), checkpoint.with_name("checkpoint.old")
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(written, ignore_errors=True)  # what a killed run left
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(written))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            (written / IDENTITY).write_text(json.dumps(identity))
+            shutil.rmtree(previous, ignore_errors=True)
+            if checkpoint.exists():
+                checkpoint.rename(previous)
+            written.rename(checkpoint)
+            shutil.rmtree(previous, ignore_errors=True)
+        accelerator.wait_for_everyone()
+    except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into RuntimeError
+        shutil.rmtree(written, ignore_errors=True)
+        left = "the checkpoint before it is whole; resume from it" if checkpoint.is_dir() else "there is none before it"
+        raise OSError(f"the checkpoint could not be written to {written}: {error}; {left}.") from error

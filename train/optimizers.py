@@ -1,0 +1,92 @@
+"""Muon for convolutions, AdamW for the rest, and the schedule of both."""
+
+import math
+
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+
+from nula.train.recipe import Recipe
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrix is replaced by the nearest orthogonal one, on weights of constant size.
+
+    K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), with the scale 0.2 √max(m, n) of
+    J. Liu et al., "Muon is scalable for LLM training" (2025), which gives an (m, n) update the root mean square 0.2,
+    about AdamW's, so that a learning rate means the same in both. torch.optim.Muon takes matrices alone; here a
+    convolution's weight (out, in, h, w) is the matrix (out, in·h·w).
+
+    Batch normalisation makes the size of the weights immaterial but for the relative size of a step, so each parameter
+    is scaled back to the root mean square `rms` after its step, as in airbench94_muon (K. Jordan, 2024).
+
+    Args:
+        parameters: of at least two axes, each before a batch normalisation.
+        lr: learning rate; a step changes the weights by about 0.2 · lr / rms of their size.
+        rms: root mean square that every parameter is kept at, from the first step on.
+        momentum: decay of the running sum of gradients; Nesterov's form.
+        newton_schulz_steps: iterations of the orthogonalisation, which leaves singular values near 1, not at it.
+    """
+
+    def __init__(self, parameters, lr: float, rms: float, momentum: float = 0.95, newton_schulz_steps: int = 4):
+        super().__init__(
+            parameters, {"lr": lr, "rms": rms, "momentum": momentum, "newton_schulz_steps": newton_schulz_steps}
+        )
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum = state["momentum"].mul_(group["momentum"]).add_(parameter.grad)
+                update = parameter.grad.add(momentum, alpha=group["momentum"])
+                direction = orthogonalize(update.flatten(1), group["newton_schulz_steps"])
+                scale = 0.2 * math.sqrt(max(direction.shape))
+                parameter.add_(direction.view(parameter.shape), alpha=-group["lr"] * scale)
+                parameter.mul_(group["rms"] * math.sqrt(parameter.numel()) / parameter.norm())
+
+
+def orthogonalize(matrix: torch.Tensor, steps: int) -> torch.Tensor:
+    """About U Vᵀ of `matrix` (m, n) = U S Vᵀ, by a quintic Newton-Schulz iteration with Jordan's coefficients."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    transposed = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if transposed else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if transposed else x
+
+
+def build_optimizers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """The recipe's optimiser of the convolutions behind the stem, and AdamW for the rest, decaying weights alone.
+
+    A decayed batch normalisation or bias only loses accuracy.
+    """
+    convolutions, weights, vectors = [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            vectors.append(parameter)
+        elif parameter.ndim == 4 and not name.startswith("nula.stem."):
+            convolutions.append(parameter)
+        else:
+            weights.append(parameter)
+    with_muon = recipe.optimizer == "muon"
+    groups = [
+        {"params": weights if with_muon else weights + convolutions, "weight_decay": recipe.weight_decay},
+        {"params": vectors, "weight_decay": 0.0, "lr": recipe.learning_rate * recipe.vector_rate_factor},
+    ]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.learning_rate)]
+    if with_muon:
+        optimizers.append(Muon(convolutions, lr=recipe.learning_rate, rms=recipe.weight_rms))
+    return optimizers
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> SequentialLR:
+    """Linear warm-up, then cosine annealing to 0, stepped after every batch."""
+    warmup_steps, cosine_steps = recipe.warmup_epochs * steps_per_epoch, recipe.cosine_epochs * steps_per_epoch
+    schedules = [LinearLR(optimizer, total_iters=warmup_steps), CosineAnnealingLR(optimizer, T_max=cosine_steps)]
+    return SequentialLR(optimizer, schedules, milestones=[warmup_steps])

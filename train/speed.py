@@ -1,0 +1,37 @@
+"""How fast a run is, against what its machine can do."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class Clock:
+    """Seconds, after the device has finished what it was given."""
+
+    def __init__(self, device: torch.device):
+        self.synchronize = (lambda: torch.accelerator.synchronize(device)) if device.type != "cpu" else (lambda: None)
+
+    def read(self) -> float:
+        self.synchronize()
+        return time.perf_counter()
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype, repetitions: int = 10) -> float:
+    """Floating-point operations a second of a square matrix product in `dtype`: the fastest of `repetitions`."""
+    side = 2048 if device.type == "cpu" else 8192
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    clock, seconds = Clock(device), []
+    for _ in range(repetitions + 1):
+        begin = clock.read()
+        left @ right
+        seconds.append(clock.read() - begin)
+    return 2 * side**3 / min(seconds[1:])  # the first one warms up
+
+
+def flops_of(compute: Callable[[], object]) -> int:
+    """Floating-point operations of convolutions and matrix products in `compute()`, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        compute()
+    return counter.get_total_flops()
