@@ -27,9 +27,9 @@ class Split:
         return cls(images, labels, fingerprint)
 
     def part_off(self, count: int) -> tuple["Split", "Split"]:
-        """All but the last `count` images, and those; ValueError if there are not more than `count`."""
-        if len(self.labels) <= count:
-            raise ValueError(f"cannot hold out {count} of {len(self.labels)} images.")
+        """All but the last `count` images, and those; ValueError unless both parts have some."""
+        if not 0 < count < len(self.labels):
+            raise ValueError(f"cannot hold out {count} of {len(self.labels)} images; give 1 to {len(self.labels) - 1}.")
         return Split.of(self.images[:-count], self.labels[:-count]), Split.of(
             self.images[-count:], self.labels[-count:]
         )

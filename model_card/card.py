@@ -14,6 +14,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from nula.evaluation.accuracy import Table
 from nula.perturbations.suite import ROWS
 
+LAUNCHER_OPTIONS = {  # of accelerate, to what training.json calls them
+    "num_processes": "processes",
+    "mixed_precision": "mixed_precision",
+    "dynamo_backend": "dynamo_backend",
+}
 BEGIN, END = "<!-- results: begin (python -m nula.model_card.card) -->", "<!-- results: end -->"
 
 
@@ -47,10 +52,19 @@ def results_table(releases: Path) -> str:
 
 
 def hardware(training: dict) -> str:
-    """What a run was done on, such as "2 × Intel(R) Xeon(R) Processor (cpu)"."""
+    """What a run was done on, such as "2 threads of Intel(R) Xeon(R) Processor" or "1 × NVIDIA H200"."""
     machine = training["hardware"]
-    count = machine["cores"] if machine["device"] == "cpu" else machine["processes"]
-    return f"{count} × {machine['name']} ({machine['device']})"
+    if machine["device"] == "cpu":
+        return f"{machine['processes'] * machine['threads_per_process']} threads of {machine['name']}"
+    return f"{machine['processes']} × {machine['name']}"
+
+
+def training_command(training: dict) -> str:
+    """The command that does a run again, with the launcher's options that it ran under."""
+    machine = training["hardware"]
+    options = ["--cpu"] if machine["device"] == "cpu" else []
+    options += [f"--{name} {machine[key]}" for name, key in LAUNCHER_OPTIONS.items()]
+    return training["command"].replace("accelerate launch", f"accelerate launch {' '.join(options)}", 1)
 
 
 def training_speed(training: dict) -> str:
@@ -110,6 +124,7 @@ def render_card(version: str, releases: Path) -> str:
         training=training,
         hardware=hardware(training),
         speed=training_speed(training),
+        command=training_command(training),
         results=results_table(releases),
     ).content
 

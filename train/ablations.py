@@ -2,8 +2,8 @@
 
 python -m nula.train.ablations --dataset uoft-cs/cifar10
 
-Trials are short and at half the release's width, so that many fit on a small machine: they rank choices, and do not
-foretell the release's accuracy. Each leaves its training record in train/ablations/, validation accuracies included;
+Trials are short and of narrow nets, so that many fit on a small machine: they rank choices, and do not foretell the
+release's accuracy. Each leaves its training record in train/ablations/, validation accuracies included;
 one that is there already is not run again. ABLATIONS.md is derived from the records.
 """
 
@@ -46,9 +46,7 @@ class Trial:
 TRIALS = {
     BASE: Trial(change="none: three stages, half of the images augmented"),
     "adamw": Trial(change="AdamW at batch 128 in place of Muon", recipe=("optimizer=adamw", "batch_size=128")),
-    "four-stages": Trial(
-        change="four stages at 0.9 times the multiply-adds", hidden_sizes="[40,96,144,240]", depths="[1,1,1,1]"
-    ),
+    "four-stages": Trial(change="four stages, at the same cost", hidden_sizes="[40,96,144,240]", depths="[1,1,1,1]"),
     "share-75": Trial(change="three quarters of the images augmented", recipe=("augmented_share=0.75",)),
     "two-processes": Trial(change="two processes share the batch", processes=2),
 }
@@ -70,6 +68,7 @@ def run(name: str, dataset: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         output_dir = Path(folder) / name
         launch = [sys.executable, "-m", "accelerate.commands.launch", *trial.launcher()]
+        dataset = str(Path(dataset).resolve()) if Path(dataset).exists() else dataset
         subprocess.run([*launch, *trial.arguments(dataset, str(output_dir))], cwd=FOLDER.parent, check=True)
         RESULTS.mkdir(exist_ok=True)
         shutil.copy(output_dir / "training.json", RESULTS / f"{name}.json")
@@ -87,10 +86,10 @@ def render(records: dict[str, dict]) -> str:
         f"last {VALIDATION_IMAGES:,} images of CIFAR-10's training split, on which these runs were not trained; below",
         f"the first row, differences to it in points. Every run is short, {epochs} epochs, and narrow,",
         f"{records[BASE]['parameters'] / 1e6:.2f} M parameters unless the change says otherwise. One seed each; the",
-        "sampling error of a difference is up to 1 point.",
+        "standard error of a difference between two independent samples of that size is up to 1 point.",
         "",
-        "| trial | change | " + " | ".join(SHOWN.values()) + " | images/s |",
-        "|---|---|" + "--:|" * (len(SHOWN) + 1),
+        "| trial | change | " + " | ".join(SHOWN.values()) + " |",
+        "|---|---|" + "--:|" * len(SHOWN),
     ]
     for name, record in records.items():
         values = [record["validation"][row] for row in SHOWN]
@@ -98,8 +97,7 @@ def render(records: dict[str, dict]) -> str:
             cells = [f"{value:.2f}" for value in values]
         else:
             cells = [f"{value - base[row]:+.2f}".replace("-", "−") for row, value in zip(SHOWN, values)]
-        images_per_second = round(record["epochs"][-1]["images_per_second"])
-        lines.append(f"| {name} | {TRIALS[name].change} | {' | '.join(cells)} | {images_per_second} |")
+        lines.append(f"| {name} | {TRIALS[name].change} | {' | '.join(cells)} |")
     lines += ["", "The commands:", "", "```"]
     for name in records:
         trial = TRIALS[name]

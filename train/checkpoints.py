@@ -4,25 +4,30 @@ import json
 import shutil
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+
+from nula.train.recipe import OPERATORS
 
 IDENTITY = "identity.json"
 COPIES = 3  # of the training state on disk at the worst moment, the released weights included
 
 
 class Progress:
-    """What a resumed run must know besides weights and optimisers: the step, sums over the epoch, the log."""
+    """What a resumed run must know besides weights and optimisers: the step, sums over the epoch, the log.
 
-    def __init__(self, operators: torch.Tensor):
+    Plain numbers over all processes, so that the main process may save them for all.
+    """
+
+    def __init__(self) -> None:
         self.step = 0
         self.epochs: list[dict] = []
-        self.operators = operators  # images of this epoch that went through no operator, and through each
         self.start_epoch()
 
     def start_epoch(self) -> None:
         self.loss_sum = self.seconds = self.timed_seconds = self.augmentation_seconds = 0.0
-        self.operators = torch.zeros_like(self.operators)
+        self.operators = [0] * (len(OPERATORS) + 1)  # images that went through no operator, and through each
 
     def state_dict(self) -> dict:
         return dict(vars(self))
@@ -35,26 +40,27 @@ def check_folder(output_dir: Path, state_bytes: int, resume: bool) -> None:
     """Make sure before a run that it can leave its results in `output_dir`, and that none are lost there.
 
     Raises:
-        FileExistsError: the folder holds a checkpoint, and the run does not go on from it.
-        FileNotFoundError: the folder holds none, and the run should go on from one.
+        FileExistsError: the folder holds a checkpoint or weights, and the run does not go on from them.
+        FileNotFoundError: the folder holds no checkpoint, and the run should go on from one.
         OSError: the folder cannot be made or written to, or its disk has no room for the run.
     """
     checkpoint = output_dir / "checkpoint"
     if resume:
         last_checkpoint(checkpoint)
-    elif checkpoint.exists():
+    elif any((output_dir / name).exists() for name in ("checkpoint", "checkpoint.old", "model.safetensors")):
         raise FileExistsError(
-            f"{output_dir} holds the checkpoint of a run: go on from it with --resume, delete the folder, or give "
+            f"{output_dir} holds a run already: go on from its checkpoint with --resume, delete the folder, or give "
             "another --output_dir."
         )
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         probe = output_dir / ".writable"
         probe.write_bytes(b"0")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(f"cannot write to --output_dir {output_dir}: {error}; give another folder.") from error
-    needed, free = COPIES * state_bytes, shutil.disk_usage(output_dir).free
+    copies = COPIES - 1 if resume else COPIES
+    needed, free = copies * state_bytes, shutil.disk_usage(output_dir).free
     if free < needed:
         raise OSError(
             f"the disk of --output_dir {output_dir} has {free / 2**20:.0f} MiB free, and a run needs "
@@ -75,33 +81,42 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, identity: dict) 
     folder = last_checkpoint(checkpoint)
     saved = json.loads((folder / IDENTITY).read_text())
     for name, value in json.loads(json.dumps(identity)).items():
-        if saved[name] != value:
-            raise ValueError(f"this is another run than the checkpoint's: {name} is {value}, was {saved[name]}.")
+        if saved.get(name) != value:
+            raise ValueError(
+                f"this is another run than that of the checkpoint {folder}: {name} is {value!r}, was "
+                f"{saved.get(name)!r}."
+            )
     accelerator.load_state(str(folder))
 
 
 def save_checkpoint(accelerator: Accelerator, checkpoint: Path, identity: dict) -> None:
     """Write beside the old checkpoint and swap: a run that dies while saving keeps one that is whole.
 
-    `identity` is what must not change when the run is resumed. OSError, of a full disk for example, says which
-    checkpoint is left.
+    `identity` is what must not change when the run is resumed. If any process fails to write, as on a full disk, all
+    raise OSError, which says what checkpoint is left.
     """
     written, previous = checkpoint.with_name("checkpoint.new"), checkpoint.with_name("checkpoint.old")
+    if accelerator.is_main_process:
+        shutil.rmtree(written, ignore_errors=True)  # what a killed run left
+    accelerator.wait_for_everyone()
+    failure = None
     try:
-        if accelerator.is_main_process:
-            shutil.rmtree(written, ignore_errors=True)  # what a killed run left
-        accelerator.wait_for_everyone()
         accelerator.save_state(str(written))
-        accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             (written / IDENTITY).write_text(json.dumps(identity))
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk has a name of its own in each library
+        failure = str(error)
+    failures = [message for message in gather_object([failure]) if message]
+    if failures:
+        if accelerator.is_main_process:
+            shutil.rmtree(written, ignore_errors=True)
+        whole = checkpoint.is_dir() or previous.is_dir()
+        left = "the checkpoint before it is whole; resume from it" if whole else "there is none before it"
+        raise OSError(f"the checkpoint could not be written to {written}: {failures[0]}; {left}.")
+    if accelerator.is_main_process:
+        if checkpoint.exists():
             shutil.rmtree(previous, ignore_errors=True)
-            if checkpoint.exists():
-                checkpoint.rename(previous)
-            written.rename(checkpoint)
-            shutil.rmtree(previous, ignore_errors=True)
-        accelerator.wait_for_everyone()
-    except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into RuntimeError
-        shutil.rmtree(written, ignore_errors=True)
-        left = "the checkpoint before it is whole; resume from it" if checkpoint.is_dir() else "there is none before it"
-        raise OSError(f"the checkpoint could not be written to {written}: {error}; {left}.") from error
+            checkpoint.rename(previous)
+        written.rename(checkpoint)
+        shutil.rmtree(previous, ignore_errors=True)
+    accelerator.wait_for_everyone()

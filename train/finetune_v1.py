@@ -15,7 +15,11 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     accelerator = prepare(arguments)
-    run(load_model(arguments.v0), V1, arguments, accelerator, weights_sha256(arguments.v0))
+    try:
+        model, sha256 = load_model(arguments.v0), weights_sha256(arguments.v0)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: --v0 {arguments.v0}: {error}") from error
+    run(model, V1, arguments, accelerator, sha256)
 
 
 if __name__ == "__main__":

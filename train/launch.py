@@ -11,7 +11,9 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 
 from nula.dataset import Split, load_split
 from nula.evaluation.accuracy import evaluate
@@ -19,10 +21,9 @@ from nula.image_processing_nula import NulaImageProcessor, normalize
 from nula.modeling_nula import NulaForImageClassification
 from nula.provenance import command_again, library_versions, public_argument
 from nula.train.interruption import TrainingInterrupted
-from nula.train.loop import train
+from nula.train.loop import ARCHITECTURE, dynamo_backend, train
 from nula.train.recipe import Recipe
-
-ARCHITECTURE = ("stem_channels", "hidden_sizes", "depths")
+from nula.weights import load_model
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
@@ -30,20 +31,26 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--dataset", default="uoft-cs/cifar10", help="Hub id, or a folder of the same layout")
     parser.add_argument("--output_dir", type=Path, required=True, help="receives weights, training.json, checkpoint/")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and augmentation")
-    parser.add_argument("--max_steps", type=int, help="stop after this many steps of the schedule, for tests")
-    parser.add_argument("--checkpoint_steps", type=int, help="steps between two checkpoints; an epoch unless given")
+    parser.add_argument("--max_steps", type=positive, help="stop after this many steps of the schedule, for tests")
+    parser.add_argument("--checkpoint_steps", type=positive, help="steps between checkpoints; an epoch unless given")
     parser.add_argument("--resume", action="store_true", help="go on from output_dir/checkpoint")
     parser.add_argument("--report_to", help="a tracker that accelerate knows, such as tensorboard; none unless given")
     parser.add_argument(
         "--validation_images",
-        type=int,
-        default=0,
+        type=positive,
         help="train without the last so many images of the training split, and measure on them at the end",
     )
     parser.add_argument(
         "--recipe", nargs="*", default=[], metavar="FIELD=VALUE", help="changes of the recipe, VALUE as in JSON"
     )
     return parser
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1, for argparse."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least 1")
+    return int(text)
 
 
 def changes(assignments: list[str], allowed: list[str], option: str) -> dict:
@@ -76,22 +83,19 @@ def run(
     have it, where it was asked to stop.
     """
     output_dir: Path = arguments.output_dir
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    allowed = [field.name for field in fields(recipe) if field.name != "name"]
     try:
-        recipe = replace(recipe, **changes(arguments.recipe, [field.name for field in fields(recipe)], "--recipe"))
+        recipe = replace(recipe, **changes(arguments.recipe, allowed, "--recipe"))
         with accelerator.main_process_first():  # the others find the data set cached
             data = load_split(arguments.dataset, "train")
         held_out = None
         if arguments.validation_images:
             data, held_out = data.part_off(arguments.validation_images)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
-    accelerator.print(
-        f"{recipe.name}: {parameters:,} parameters, {len(data.labels):,} images, {accelerator.num_processes} processes"
-    )
-    if arguments.report_to:
-        accelerator.init_trackers(recipe.name)
-    try:
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        accelerator.print(
+            f"{recipe.name}: {parameters:,} parameters, {len(data.labels):,} images, "
+            f"{accelerator.num_processes} processes"
+        )
         trained, log = train(
             model,
             recipe,
@@ -103,44 +107,44 @@ def run(
             checkpoint_steps=arguments.checkpoint_steps,
             resume=arguments.resume,
         )
+        if accelerator.is_main_process:
+            trained.save_pretrained(output_dir)
+            NulaImageProcessor().save_pretrained(output_dir)
+            record = {
+                "recipe": asdict(recipe),
+                "architecture": {field: getattr(model.config, field) for field in ARCHITECTURE},
+                "command": command_again("accelerate launch", sys.argv),
+                "initial_weights_sha256": initial_weights_sha256,
+                "seed": arguments.seed,
+                "max_steps": arguments.max_steps,
+                "parameters": parameters,
+                "dataset": {
+                    "name": public_argument(arguments.dataset),
+                    "split": "train",
+                    "images": len(data.labels),
+                    "sha256": data.fingerprint,
+                },
+                **log,
+                "seconds": round(sum(epoch["seconds"] for epoch in log["epochs"]), 1),
+                "hardware": _hardware(accelerator),
+                "versions": library_versions(),
+            }
+            if held_out is not None:
+                record["validation"] = _measure(output_dir, held_out, accelerator.device)
+            (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+            accelerator.print(f"saved to {output_dir}")
     except TrainingInterrupted as interruption:
-        accelerator.end_training()
         accelerator.print(f"{interruption}; the same command with --resume goes on from there.")
         raise SystemExit(128 + interruption.signum) from interruption
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, SafetensorError) as error:
         raise SystemExit(f"error: {error}") from error
-    if accelerator.is_main_process:
-        trained.save_pretrained(output_dir)
-        NulaImageProcessor().save_pretrained(output_dir)
-        record = {
-            "recipe": asdict(recipe),
-            "architecture": {field: getattr(model.config, field) for field in ARCHITECTURE},
-            "command": command_again("accelerate launch", sys.argv),
-            "initial_weights_sha256": initial_weights_sha256,
-            "seed": arguments.seed,
-            "max_steps": arguments.max_steps,
-            "parameters": parameters,
-            "dataset": {
-                "name": public_argument(arguments.dataset),
-                "split": "train",
-                "images": len(data.labels),
-                "sha256": data.fingerprint,
-            },
-            **log,
-            "seconds": round(sum(epoch["seconds"] for epoch in log["epochs"]), 1),
-            "hardware": _hardware(accelerator),
-            "versions": library_versions(),
-        }
-        if held_out is not None:
-            record["validation"] = _measure(trained, held_out, accelerator.device)
-        (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-        accelerator.print(f"saved to {output_dir}")
-    accelerator.end_training()
+    finally:
+        accelerator.end_training()
 
 
-def _measure(model: NulaForImageClassification, data: Split, device: torch.device) -> dict[str, float]:
-    """Accuracy in percent under every row of the table."""
-    model = model.to(device, memory_format=torch.channels_last).eval()
+def _measure(folder: Path, data: Split, device: torch.device) -> dict[str, float]:
+    """Accuracy in percent of the saved model under every row of the table."""
+    model = load_model(str(folder)).to(device, memory_format=torch.channels_last)
 
     def classify(pixels: torch.Tensor) -> torch.Tensor:
         return model(normalize(pixels).contiguous(memory_format=torch.channels_last)).logits
@@ -152,6 +156,10 @@ def _measure(model: NulaForImageClassification, data: Split, device: torch.devic
 def prepare(arguments: argparse.Namespace) -> Accelerator:
     _start_cpu_processes()
     set_seed(arguments.seed)
+    trackers = [tracker.value for tracker in get_available_trackers()]  # accelerate would only log at debug level
+    if arguments.report_to and arguments.report_to not in trackers:
+        installed = ", ".join(trackers) or "none"
+        raise SystemExit(f"error: --report_to {arguments.report_to} is not installed; installed trackers: {installed}.")
     return Accelerator(log_with=arguments.report_to, project_dir=arguments.output_dir)
 
 
@@ -186,7 +194,7 @@ def _hardware(accelerator: Accelerator) -> dict:
         "threads_per_process": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "mixed_precision": accelerator.mixed_precision,
-        "dynamo_backend": accelerator.state.dynamo_plugin.backend.value.lower(),
+        "dynamo_backend": dynamo_backend(accelerator),
     }
 
 

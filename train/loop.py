@@ -12,9 +12,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
+from torch.nn.utils import get_total_norm
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from nula.dataset import Split
+from nula.dataset import SIDE, Split
 from nula.image_processing_nula import normalize
 from nula.modeling_nula import NulaForImageClassification
 from nula.train.augmentation import crop_and_flip, perturb
@@ -26,6 +28,12 @@ from nula.train.speed import Clock, flops_of, peak_flops
 
 TIMED_EVERY = 20  # steps between two that are timed in parts; on a GPU each part then waits for the one before
 LOGGED_EVERY = 10  # steps between two entries of a tracker
+ARCHITECTURE = ("stem_channels", "hidden_sizes", "depths")  # the fields of NulaConfig that a run may choose
+
+
+def dynamo_backend(accelerator: Accelerator) -> str:
+    """What compiles the model, as accelerate's launcher names it: "no", "inductor", ..."""
+    return accelerator.state.dynamo_plugin.backend.value.lower()
 
 
 def batch_indices(count: int, epoch: int, recipe: Recipe, seed: int) -> torch.Tensor:
@@ -61,13 +69,14 @@ def train(
     very weights as if it had never stopped. `max_steps` ends the run early, on the schedule of the whole.
 
     The log holds `epochs`, one entry each, and the cost: `flops_per_image` of training, of convolutions and matrix
-    products; `peak_flops` a second of one process, measured before the first step.
+    products; `peak_flops` a second of one process, measured as the run was last started.
 
     Raises:
         ValueError: a data set smaller than a batch, a batch that the processes cannot share evenly, a checkpoint of a
-            run with another recipe, seed, data set, number of processes, precision or compiler.
+            run that was started otherwise, one beyond `max_steps`, or mixed precision fp16.
         FileExistsError, FileNotFoundError, OSError: as `check_folder` and `save_checkpoint` say.
-        FloatingPointError: a loss that is not finite.
+        FloatingPointError: a loss or a gradient that is not finite; the weights are those of the step before.
+        RuntimeError: the processes end with different parameters.
         TrainingInterrupted: SIGINT or SIGTERM came; the step was finished and a checkpoint saved.
     """
     device, processes, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
@@ -76,28 +85,31 @@ def train(
     steps_per_epoch = len(data.labels) // recipe.batch_size
     if steps_per_epoch == 0:
         raise ValueError(f"{len(data.labels)} images are fewer than one batch of {recipe.batch_size}.")
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError("mixed precision fp16 is not supported, as two optimisers would share its scaler; take bf16.")
     checkpoint = output_dir / "checkpoint"
-    if accelerator.is_main_process:
-        weights_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        check_folder(output_dir, 3 * weights_bytes, resume)  # weights and up to two moments
+    weights_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    check_folder(output_dir, 3 * weights_bytes, resume)  # weights and up to two moments
     accelerator.wait_for_everyone()
 
     images, labels = data.images.to(device), data.labels.to(device)
     model = model.to(device, memory_format=torch.channels_last)
-    cost = _measure_cost(model, recipe, accelerator)
+    cost = _measure_cost(model, accelerator)
     optimizers = build_optimizers(model, recipe)
     schedulers = [build_scheduler(optimizer, recipe, steps_per_epoch) for optimizer in optimizers]
     original = model  # shares its parameters with the prepared one, which may be wrapped or compiled
     model, *optimizers = accelerator.prepare(model, *optimizers)
     identity = {
-        "recipe": asdict(recipe),
+        **asdict(recipe),
+        "architecture": {field: getattr(original.config, field) for field in ARCHITECTURE},
+        "initial_weights": _fingerprint(*original.parameters()),
         "seed": seed,
         "data": data.fingerprint,
         "processes": processes,
         "mixed_precision": accelerator.mixed_precision,
-        "dynamo_backend": accelerator.state.dynamo_plugin.backend.value.lower(),
+        "dynamo_backend": dynamo_backend(accelerator),
     }
-    progress = Progress(torch.zeros(len(OPERATORS) + 1, dtype=torch.long, device=device))
+    progress = Progress()
     # The schedulers are not prepared: accelerate would step them once for each process, and a step here is a global
     # batch.
     accelerator.register_for_checkpointing(progress, *schedulers)
@@ -106,6 +118,9 @@ def train(
 
     total = recipe.epochs * steps_per_epoch
     last = total if max_steps is None else min(max_steps, total)
+    if last < progress.step:
+        raise ValueError(f"max_steps is {max_steps}, and the checkpoint is of step {progress.step} already.")
+    accelerator.init_trackers(recipe.name)
     generator = torch.Generator(device=device)
     clock = Clock(device)
     model.train()
@@ -115,7 +130,7 @@ def train(
     with Interruption() as interruption, bar:
         for epoch, step, indices in _schedule(progress.step, last, len(labels), recipe, seed):
             started = time.perf_counter()
-            timed = step % TIMED_EVERY == 0
+            timed = step % TIMED_EVERY == TIMED_EVERY // 2  # not the first step, in which a model may be compiled
             begin = clock.read() if timed else 0.0
             share = indices.chunk(processes)[rank].to(device)
             generator.manual_seed(_mixed(seed, epoch, step, rank))
@@ -124,33 +139,38 @@ def train(
             logits = model(normalize(pixels)).logits
             loss = F.cross_entropy(logits, labels[share], label_smoothing=recipe.label_smoothing)
             accelerator.backward(loss)
+            # The one copy from the device, before the weights are touched: over all processes the loss, the norm of
+            # the gradients, whether any process was asked to stop, and how many images went through each operator.
+            norm = get_total_norm([parameter.grad for parameter in original.parameters()])
+            asked = loss.new_full((), float(interruption.signum > 0))
+            counts = operators.bincount(minlength=len(OPERATORS) + 1)
+            status = torch.cat([torch.stack([loss.detach().float(), norm.float(), asked.float()]), counts.float()])
+            loss_sum, norm_sum, asked_to_stop, *counts = accelerator.reduce(status, "sum").tolist()
+            loss_value = loss_sum / processes
+            if not math.isfinite(loss_sum + norm_sum):
+                raise FloatingPointError(
+                    f"loss {loss_value}, norm of the gradients {norm_sum / processes} at step {step}, learning rate "
+                    f"{schedulers[0].get_last_lr()[0]:.3g}, batch {_fingerprint(pixels, labels[share])} (SHA-256 of "
+                    f"the pixels and labels of process {rank}); checkpoints are from before it."
+                )
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            progress.operators += operators.bincount(minlength=len(OPERATORS) + 1)
             if timed:
                 progress.augmentation_seconds += middle - begin
                 progress.timed_seconds += clock.read() - begin
-            # One copy from the device: the loss over all processes, and whether any of them was asked to stop.
-            status = torch.stack([loss.detach().float(), loss.new_full((), float(interruption.signum > 0))])
-            loss_value, asked_to_stop = accelerator.reduce(status, "mean").tolist()
-            if not math.isfinite(loss_value):
-                raise FloatingPointError(
-                    f"loss {loss_value} at step {step}, learning rate {schedulers[0].get_last_lr()[0]:.3g}, batch "
-                    f"{_fingerprint(pixels, labels[share])} (SHA-256 of process {rank}'s pixels and labels); the last "
-                    "checkpoint is from before it."
-                )
             for scheduler in schedulers:
                 scheduler.step()
             progress.step = step + 1
             progress.loss_sum += loss_value
+            progress.operators = [before + int(count) for before, count in zip(progress.operators, counts)]
             progress.seconds += time.perf_counter() - started
             bar.update()
             bar.set_postfix(loss=f"{loss_value:.3f}", refresh=False)
             if progress.step % LOGGED_EVERY == 0:
                 accelerator.log({"loss": loss_value, "learning_rate": schedulers[0].get_last_lr()[0]}, progress.step)
             if progress.step % steps_per_epoch == 0:
-                entry = _epoch_entry(progress, epoch, steps_per_epoch, recipe, cost, schedulers[0], accelerator)
+                entry = _epoch_entry(progress, epoch, steps_per_epoch, recipe, cost, schedulers[0], processes)
                 progress.epochs.append(entry)
                 accelerator.print(json.dumps(entry))
                 accelerator.log({"images_per_second": entry["images_per_second"]}, progress.step)
@@ -163,11 +183,10 @@ def train(
     return original, {**cost, "epochs": progress.epochs}
 
 
-def _measure_cost(model: NulaForImageClassification, recipe: Recipe, accelerator: Accelerator) -> dict:
+def _measure_cost(model: NulaForImageClassification, accelerator: Accelerator) -> dict:
     """What a step costs and what one process could do, both in floating-point operations."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
-    side, channels = 32, model.config.num_channels
-    pixels = torch.zeros(1, channels, side, side, device=accelerator.device)
+    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    pixels = torch.zeros(1, model.config.num_channels, SIDE, SIDE, device=accelerator.device)
     training = model.training
     model.eval()  # batch statistics must not see these pixels
     flops = flops_of(lambda: model(pixels).logits.sum().backward())
@@ -177,11 +196,11 @@ def _measure_cost(model: NulaForImageClassification, recipe: Recipe, accelerator
 
 
 def _epoch_entry(
-    progress: Progress, epoch: int, steps: int, recipe: Recipe, cost: dict, scheduler, accelerator: Accelerator
+    progress: Progress, epoch: int, steps: int, recipe: Recipe, cost: dict, scheduler: LRScheduler, processes: int
 ) -> dict:
     images_per_second = steps * recipe.batch_size / progress.seconds
-    peak = cost["peak_flops"] * accelerator.num_processes
-    none, *operators = accelerator.reduce(progress.operators, "sum").tolist()
+    peak = cost["peak_flops"] * processes
+    none, *operators = progress.operators
     return {
         "epoch": epoch + 1,
         "loss": round(progress.loss_sum / steps, 5),
@@ -197,7 +216,8 @@ def _epoch_entry(
 
 
 def _fingerprint(*tensors: torch.Tensor) -> str:
-    return hashlib.sha256(b"".join(tensor.cpu().contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()
+    arrays = (tensor.detach().cpu().contiguous().numpy() for tensor in tensors)
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
 def _check_agreement(model: torch.nn.Module, accelerator: Accelerator) -> None:

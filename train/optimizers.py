@@ -7,6 +7,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from nula.train.recipe import Recipe
 
+MOMENTUM = 0.95  # torch.optim.Muon's default
+NEWTON_SCHULZ_STEPS = 4  # torch.optim.Muon takes 5, which costs a quarter more; not tuned
+
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose matrix is replaced by the nearest orthogonal one, on weights of constant size.
@@ -17,23 +20,19 @@ class Muon(torch.optim.Optimizer):
     convolution's weight (out, in, h, w) is the matrix (out, in·h·w).
 
     Batch normalisation makes the size of the weights immaterial but for the relative size of a step, so each parameter
-    is scaled back to the root mean square `rms` after its step, as in airbench94_muon (K. Jordan, 2024).
+    is scaled back to the root mean square `rms` after its step.
 
     Args:
         parameters: of at least two axes, each before a batch normalisation.
         lr: learning rate; a step changes the weights by about 0.2 · lr / rms of their size.
         rms: root mean square that every parameter is kept at, from the first step on.
-        momentum: decay of the running sum of gradients; Nesterov's form.
-        newton_schulz_steps: iterations of the orthogonalisation, which leaves singular values near 1, not at it.
     """
 
-    def __init__(self, parameters, lr: float, rms: float, momentum: float = 0.95, newton_schulz_steps: int = 4):
-        super().__init__(
-            parameters, {"lr": lr, "rms": rms, "momentum": momentum, "newton_schulz_steps": newton_schulz_steps}
-        )
+    def __init__(self, parameters, lr: float, rms: float):
+        super().__init__(parameters, {"lr": lr, "rms": rms})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -41,21 +40,24 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
-                momentum = state["momentum"].mul_(group["momentum"]).add_(parameter.grad)
-                update = parameter.grad.add(momentum, alpha=group["momentum"])
-                direction = orthogonalize(update.flatten(1), group["newton_schulz_steps"])
+                momentum = state["momentum"].mul_(MOMENTUM).add_(parameter.grad)
+                update = parameter.grad.add(momentum, alpha=MOMENTUM)  # Nesterov's
+                direction = orthogonalize(update.flatten(1))
                 scale = 0.2 * math.sqrt(max(direction.shape))
                 parameter.add_(direction.view(parameter.shape), alpha=-group["lr"] * scale)
                 parameter.mul_(group["rms"] * math.sqrt(parameter.numel()) / parameter.norm())
 
 
-def orthogonalize(matrix: torch.Tensor, steps: int) -> torch.Tensor:
-    """About U Vᵀ of `matrix` (m, n) = U S Vᵀ, by a quintic Newton-Schulz iteration with Jordan's coefficients."""
+def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
+    """About U Vᵀ of `matrix` (m, n) = U S Vᵀ, by a quintic Newton-Schulz iteration with Jordan's coefficients.
+
+    It leaves the larger singular values near 1, not at it, and the smallest below.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     transposed = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if transposed else matrix
     x = x / (x.norm() + 1e-7)
-    for _ in range(steps):
+    for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.T if transposed else x

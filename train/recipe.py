@@ -4,6 +4,7 @@
 this project's own choice.
 """
 
+import math
 from dataclasses import dataclass
 
 OPERATORS = ("resize", "decimate", "checkerboard")  # the order of `operator_probabilities`
@@ -21,8 +22,8 @@ class Recipe:
     cosine_epochs: int  # torch.optim.lr_scheduler.CosineAnnealingLR
     optimizer: str = "muon"  # of the convolutions behind the stem: "muon" or "adamw"; AdamW has the rest
     weight_rms: float = 0.0015  # at which Muon keeps them; a step changes them by 0.2 · learning_rate / weight_rms
-    batch_size: int = 512  # images a step over all processes; Muon's own cost is 8 % of such a step on a CPU
-    vector_rate_factor: float = 4.0  # times the learning rate, for batch normalisation and the classifier's bias
+    batch_size: int = 512  # images a step over all processes; large, as Muon's own cost is the same for any
+    vector_rate_factor: float = 4.0  # times the learning rate, for batch normalisation and biases; not tuned
     weight_decay: float = 0.05  # AdamW's, not on batch normalisation and bias; customary, not tuned
     label_smoothing: float = 0.2  # as K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024); not tuned
 
@@ -42,31 +43,34 @@ class Recipe:
             if not condition:
                 raise ValueError(f"recipe {self.name!r}: {field} is {getattr(self, field)!r}, must be {allowed}.")
 
+        def number(value: object, kinds: tuple[type, ...] = (int, float)) -> bool:
+            return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+
+        def numbers(value: object, length: int) -> bool:
+            return isinstance(value, tuple) and len(value) == length and all(map(number, value))
+
         for field in ("warmup_epochs", "cosine_epochs", "batch_size"):
-            require(isinstance(getattr(self, field), int) and getattr(self, field) >= 1, field, "an integer >= 1")
-        require(
-            isinstance(self.crop_padding, int) and 0 <= self.crop_padding < 32, "crop_padding", "an integer 0 to 31"
-        )
+            value = getattr(self, field)
+            require(number(value, (int,)) and value >= 1, field, "an integer >= 1")
+        padding = self.crop_padding
+        require(number(padding, (int,)) and 0 <= padding < 32, "crop_padding", "an integer 0 to 31")
         require(self.optimizer in ("muon", "adamw"), "optimizer", '"muon" or "adamw"')
         for field in ("learning_rate", "weight_rms", "vector_rate_factor"):
-            require(getattr(self, field) > 0, field, "positive")
+            require(number(getattr(self, field)) and getattr(self, field) > 0, field, "a positive number")
         for field in ("weight_decay", "uniform_amplitude"):
-            require(getattr(self, field) >= 0, field, ">= 0")
-        require(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)")
+            require(number(getattr(self, field)) and getattr(self, field) >= 0, field, "a number >= 0")
+        require(number(self.label_smoothing) and 0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)")
         for field in ("flip_probability", "augmented_share"):
-            require(0 <= getattr(self, field) <= 1, field, "in [0, 1]")
+            require(number(getattr(self, field)) and 0 <= getattr(self, field) <= 1, field, "in [0, 1]")
         probabilities = self.operator_probabilities
         require(
-            len(probabilities) == len(OPERATORS) and min(probabilities) >= 0 and abs(sum(probabilities) - 1) < 1e-6,
+            numbers(probabilities, len(OPERATORS)) and min(probabilities) >= 0 and abs(sum(probabilities) - 1) < 1e-6,
             "operator_probabilities",
             f"one probability for each of {OPERATORS}, summing to 1",
         )
-        require(0 < self.resize_scale[0] <= self.resize_scale[1] <= 1, "resize_scale", "0 < low <= high <= 1")
-        require(
-            0 <= self.checkerboard_epsilon[0] <= self.checkerboard_epsilon[1],
-            "checkerboard_epsilon",
-            "0 <= low <= high",
-        )
+        scale, epsilon = self.resize_scale, self.checkerboard_epsilon
+        require(numbers(scale, 2) and 0 < scale[0] <= scale[1] <= 1, "resize_scale", "0 < low <= high <= 1")
+        require(numbers(epsilon, 2) and 0 <= epsilon[0] <= epsilon[1], "checkerboard_epsilon", "0 <= low <= high")
 
     @property
     def epochs(self) -> int:

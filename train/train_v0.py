@@ -5,7 +5,8 @@ accelerate launch train/train_v0.py --output_dir runs/v0
 
 from nula.configuration_nula import NulaConfig
 from nula.modeling_nula import NulaForImageClassification
-from nula.train.launch import ARCHITECTURE, build_parser, changes, prepare, run
+from nula.train.launch import build_parser, changes, prepare, run
+from nula.train.loop import ARCHITECTURE
 from nula.train.recipe import V0
 
 
