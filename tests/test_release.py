@@ -170,7 +170,7 @@ def test_results_were_measured_on_the_released_weights(version):
 
 @pytest.mark.parametrize(("version", "below"), [("v0", {"Gaussian Noise σ = 0.05"}), ("v1", set())])
 def test_every_row_but_one_is_above_the_published_one(version, below):
-    """v0 is trained without noise and, with Muon, is more sensitive to it than the published v0; README says so."""
+    """v0 never sees noise in training and is more sensitive to it than the published v0; README says so."""
     accuracies, bars = Table.load(RELEASES / version / "results").accuracies(), published(version)
     assert set(bars) == set(accuracies)
     assert {name for name in bars if accuracies[name] <= bars[name]} == below
