@@ -31,7 +31,7 @@ def test_it_survives_saving(tmp_path):
         ({"hidden_sizes": (8, -1, 8)}, r"hidden_sizes\[1\] must be an integer of at least 1, got -1"),
         ({"depths": (1, 1, 1.5)}, r"depths\[2\] must be an integer of at least 0, got 1.5"),
         ({"depths": (1, True, 1)}, r"depths\[1\]"),
-        ({"depths": (1,)}, "depths has 1 entries and hidden_sizes 3"),
+        ({"depths": (1,)}, "depths has 1 entries and hidden_sizes 4"),
     ],
 )
 def test_impossible_values_are_named(arguments, message):

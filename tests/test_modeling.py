@@ -50,7 +50,7 @@ def test_nothing_is_subsampled_without_the_blur():
         if node.target.overloadpacket.__name__ == "conv2d":
             assert len(node.args) < 4 or list(node.args[3]) == [1, 1]  # the stride; 1 where it is left out
     pools = [node for node in calls if node.target.overloadpacket.__name__ == "avg_pool2d"]
-    assert [list(node.args[2]) for node in pools] == [[1, 1], [2, 2]] * 3
+    assert [list(node.args[2]) for node in pools] == [[1, 1], [2, 2]] * 4
     for average, subsampling in zip(pools[::2], pools[1::2]):
         assert subsampling.args[0] is average
         assert list(average.args[1]) == list(subsampling.args[1]) == [2, 2]
@@ -74,7 +74,7 @@ def test_initialisation_covers_parameters_and_buffers(tiny_model):
     residual = tiny_model.nula.stages[0].layers[0]
     features = torch.rand(2, 8, 4, 4)
     assert torch.equal(residual(features), features)
-    weight = NulaForImageClassification(NulaConfig()).nula.stages[2].layers[0].convolution.weight
+    weight = NulaForImageClassification(NulaConfig()).nula.stages[3].layers[0].convolution.weight
     assert weight.std().item() == pytest.approx((2 / (496 * 9)) ** 0.5, rel=0.01)  # He et al. 2015, fan-out
 
 
