@@ -28,7 +28,7 @@ from nula.perturbations.suite import ROWS
 from nula.provenance import command_again
 from nula.train import train_v0
 from nula.train.augmentation import crop_and_flip, perturb
-from nula.train.loop import batch_indices, train
+from nula.train.loop import _check_agreement, batch_indices, train
 from nula.train.optimizers import Muon, build_optimizers, build_scheduler, orthogonalize
 from nula.train.recipe import OPERATORS, V0, V1
 from nula.weights import weights_sha256
@@ -355,6 +355,13 @@ def test_validation_images_are_held_out_and_measured(tmp_path):
     events = EventAccumulator(str(next(tmp_path.rglob("events.out.tfevents.*")).parent)).Reload()
     assert {"loss", "learning_rate", "images_per_second"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("loss")] == [10]
+
+
+def test_processes_that_end_apart_are_refused():
+    model = torch.nn.Linear(2, 1)
+    _check_agreement(model, SimpleNamespace(gather=lambda own: torch.cat([own, own])))
+    with pytest.raises(RuntimeError, match="ended with different parameters"):
+        _check_agreement(model, SimpleNamespace(gather=lambda own: torch.cat([own, own + 1e-6])))
 
 
 def test_two_processes_train_every_parameter(tmp_path, tiny_folder):

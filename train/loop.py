@@ -28,7 +28,7 @@ from nula.train.speed import Clock, flops_of, peak_flops
 
 TIMED_EVERY = 20  # steps between two that are timed in parts; on a GPU each part then waits for the one before
 LOGGED_EVERY = 10  # steps between two entries of a tracker
-ARCHITECTURE = ("stem_channels", "stem_dropout", "hidden_sizes", "depths")  # the fields of NulaConfig that a run may choose
+ARCHITECTURE = ("stem_channels", "stem_dropout", "hidden_sizes", "depths")  # what a run may choose of NulaConfig
 
 
 def dynamo_backend(accelerator: Accelerator) -> str:

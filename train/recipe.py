@@ -5,7 +5,9 @@ this project's own choice.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 OPERATORS = ("resize", "decimate", "checkerboard")  # the order of `operator_probabilities`
 
@@ -39,9 +41,10 @@ class Recipe:
     checkerboard_epsilon: tuple[float, float] = (0.0, 0.1)  # U(low, high) per image; twice the strongest tested
 
     def __post_init__(self):
-        def require(condition: bool, field: str, allowed: str) -> None:
-            if not condition:
-                raise ValueError(f"recipe {self.name!r}: {field} is {getattr(self, field)!r}, must be {allowed}.")
+        def require(field: str, allowed: str, holds: Callable[[Any], bool]) -> None:
+            value = getattr(self, field)
+            if not holds(value):
+                raise ValueError(f"recipe {self.name!r}: {field} is {value!r}, must be {allowed}.")
 
         def number(value: object, kinds: tuple[type, ...] = (int, float)) -> bool:
             return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
@@ -50,27 +53,27 @@ class Recipe:
             return isinstance(value, tuple) and len(value) == length and all(map(number, value))
 
         for field in ("warmup_epochs", "cosine_epochs", "batch_size"):
-            value = getattr(self, field)
-            require(number(value, (int,)) and value >= 1, field, "an integer >= 1")
-        padding = self.crop_padding
-        require(number(padding, (int,)) and 0 <= padding < 32, "crop_padding", "an integer 0 to 31")
-        require(self.optimizer in ("muon", "adamw"), "optimizer", '"muon" or "adamw"')
+            require(field, "an integer >= 1", lambda value: number(value, (int,)) and value >= 1)
+        require("crop_padding", "an integer 0 to 31", lambda value: number(value, (int,)) and 0 <= value < 32)
+        require("optimizer", '"muon" or "adamw"', lambda value: value in ("muon", "adamw"))
         for field in ("learning_rate", "weight_rms", "vector_rate_factor"):
-            require(number(getattr(self, field)) and getattr(self, field) > 0, field, "a positive number")
+            require(field, "a positive number", lambda value: number(value) and value > 0)
         for field in ("weight_decay", "uniform_amplitude"):
-            require(number(getattr(self, field)) and getattr(self, field) >= 0, field, "a number >= 0")
-        require(number(self.label_smoothing) and 0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)")
+            require(field, "a number >= 0", lambda value: number(value) and value >= 0)
+        require("label_smoothing", "in [0, 1)", lambda value: number(value) and 0 <= value < 1)
         for field in ("flip_probability", "augmented_share"):
-            require(number(getattr(self, field)) and 0 <= getattr(self, field) <= 1, field, "in [0, 1]")
-        probabilities = self.operator_probabilities
+            require(field, "in [0, 1]", lambda value: number(value) and 0 <= value <= 1)
         require(
-            numbers(probabilities, len(OPERATORS)) and min(probabilities) >= 0 and abs(sum(probabilities) - 1) < 1e-6,
             "operator_probabilities",
             f"one probability for each of {OPERATORS}, summing to 1",
+            lambda value: numbers(value, len(OPERATORS)) and min(value) >= 0 and abs(sum(value) - 1) < 1e-6,
         )
-        scale, epsilon = self.resize_scale, self.checkerboard_epsilon
-        require(numbers(scale, 2) and 0 < scale[0] <= scale[1] <= 1, "resize_scale", "0 < low <= high <= 1")
-        require(numbers(epsilon, 2) and 0 <= epsilon[0] <= epsilon[1], "checkerboard_epsilon", "0 <= low <= high")
+        require(
+            "resize_scale", "0 < low <= high <= 1", lambda value: numbers(value, 2) and 0 < value[0] <= value[1] <= 1
+        )
+        require(
+            "checkerboard_epsilon", "0 <= low <= high", lambda value: numbers(value, 2) and 0 <= value[0] <= value[1]
+        )
 
     @property
     def epochs(self) -> int:
