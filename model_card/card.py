@@ -8,6 +8,7 @@ import csv
 import json
 from importlib.resources import files
 from pathlib import Path
+from statistics import mean, stdev
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -85,6 +86,25 @@ def training_times(releases: Path) -> str:
     return f"Trained: {'; '.join(times)}."
 
 
+def seeds_table(version: str, releases: Path) -> str | None:
+    """Accuracy of every training of `version` as markdown, the release's first, and mean ± standard deviation.
+
+    Another seed's training.json and results lie in `releases`/vN/seeds/<seed>. None where there is no other.
+    """
+    folders = [releases / version, *sorted((releases / version / "seeds").glob("*"))]
+    if len(folders) == 1:
+        return None
+    runs = [json.loads((folder / "training.json").read_text()) for folder in folders]
+    accuracies = [Table.load(folder / "results").accuracies() for folder in folders]
+    titles = [f"seed {run['seed']}, {len(run['epochs'])} epochs" for run in runs]
+    lines = [f"| perturbation | {' | '.join(titles)} | mean ± std |", "|---|" + "--:|" * (len(runs) + 1)]
+    for row in ROWS:
+        values = [accuracy[row.name] for accuracy in accuracies]
+        cells = " | ".join(f"{value:.2f}" for value in values)
+        lines.append(f"| {row.name} | {cells} | {mean(values):.2f} ± {stdev(values):.2f} |")
+    return "\n".join(lines)
+
+
 def render_card(version: str, releases: Path) -> str:
     """README.md of the Hub repository of `version`."""
     training = json.loads((releases / version / "training.json").read_text())
@@ -122,6 +142,7 @@ def render_card(version: str, releases: Path) -> str:
         speed=training_speed(training),
         command=training_command(training),
         results=results_table(releases),
+        seeds=seeds_table(version, releases),
     ).content
 
 

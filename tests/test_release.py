@@ -215,6 +215,22 @@ def test_card_and_readme_follow_the_result_files(altered):
         with_results(readme.replace(BEGIN, ""), altered)
 
 
+def test_the_card_shows_every_seed(altered):
+    shutil.rmtree(altered / "v1" / "seeds", ignore_errors=True)
+    assert "mean ± std" not in render_card("v1", altered)
+    seed = altered / "v1" / "seeds" / "1"
+    shutil.copytree(altered / "v1" / "results", seed / "results")
+    table = Table.load(seed / "results")
+    table.predictions[0, 5000:] = (table.labels[5000:] + 1) % 10  # half of the clean images right, where v1 has all
+    table.save(seed / "results")
+    record = json.loads((altered / "v1" / "training.json").read_text()) | {"seed": 1}
+    record["epochs"] = record["epochs"][:3]
+    (seed / "training.json").write_text(json.dumps(record))
+    card = render_card("v1", altered)
+    assert "| perturbation | seed 4711, 10 epochs | seed 1, 3 epochs | mean ± std |" in card
+    assert "| Clean (CIFAR-10 Test) | 100.00 | 50.00 | 75.00 ± 35.36 |" in card
+
+
 def test_the_committed_readme_is_what_the_result_files_give():
     readme = (ROOT / "README.md").read_text()
     assert with_results(readme, RELEASES) == readme

@@ -9,7 +9,6 @@ one that is there already is not run again. ABLATIONS.md is derived from the rec
 
 import argparse
 import json
-import shlex
 import shutil
 import subprocess
 import sys
@@ -17,33 +16,42 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from nula.model_card.card import training_command
+
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "ablations"
 BASE = "base"
 VALIDATION_IMAGES = 5000
-START = ("warmup_epochs=1", "cosine_epochs=1", "augmented_share=0.5")  # every trial's changes of V0, before its own
+SCHEDULE = ("warmup_epochs=1", "cosine_epochs=1")  # every trial's
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One change of the base, in words and as arguments of train_v0.py."""
+    """One change of the release's recipe or net, in words and as arguments of train_v0.py."""
 
     change: str
     recipe: tuple[str, ...] = ()
-    hidden_sizes: str = "[32,72,240]"
-    depths: str = "[1,1,2]"
+    hidden_sizes: str = "[32,80,144,248]"
+    depths: str = "[1,1,1,1]"
+    stem_dropout: float = 0.2
+    processes: int = 1
 
     def arguments(self, dataset: str, output_dir: str) -> list[str]:
         data = ["--dataset", dataset, "--output_dir", output_dir, "--validation_images", str(VALIDATION_IMAGES)]
-        config = ["--config", f"hidden_sizes={self.hidden_sizes}", f"depths={self.depths}"]
-        return ["train/train_v0.py", *data, "--recipe", *START, *self.recipe, *config]
+        net = [f"hidden_sizes={self.hidden_sizes}", f"depths={self.depths}", f"stem_dropout={self.stem_dropout}"]
+        return ["train/train_v0.py", *data, "--recipe", *SCHEDULE, *self.recipe, "--config", *net]
 
 
 TRIALS = {
-    BASE: Trial(change="none: three stages, half of the images augmented"),
+    BASE: Trial(change="none: v0's recipe and half its widths"),
     "adamw": Trial(change="AdamW at batch 128 in place of Muon", recipe=("optimizer=adamw", "batch_size=128")),
-    "four-stages": Trial(change="four stages, at the same cost", hidden_sizes="[40,96,144,240]", depths="[1,1,1,1]"),
-    "share-75": Trial(change="three quarters of the images augmented", recipe=("augmented_share=0.75",)),
+    "three-stages": Trial(change="three stages, at the same cost", hidden_sizes="[28,64,216]", depths="[1,1,2]"),
+    "share-50": Trial(change="half of the images augmented", recipe=("augmented_share=0.5",)),
+    "no-dropout": Trial(change="no dropout behind the stem", stem_dropout=0.0),
+    "dropout-40": Trial(change="twice the dropout", stem_dropout=0.4),
+    "two-processes": Trial(change="two processes with half of each batch each", processes=2),
 }
 
 # The rows that a choice moves most; all twenty are in the records.
@@ -63,6 +71,9 @@ def run(name: str, dataset: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         output_dir = Path(folder) / name
         launch = [sys.executable, "-m", "accelerate.commands.launch"]
+        launch += ["--num_machines", "1", "--num_processes", str(trial.processes)]
+        launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+        launch += [] if torch.cuda.is_available() else ["--cpu"]
         dataset = str(Path(dataset).resolve()) if Path(dataset).exists() else dataset
         subprocess.run([*launch, *trial.arguments(dataset, str(output_dir))], cwd=FOLDER.parent, check=True)
         RESULTS.mkdir(exist_ok=True)
@@ -83,8 +94,6 @@ def render(records: dict[str, dict]) -> str:
         f"{records[BASE]['parameters'] / 1e6:.2f} M parameters unless the change says otherwise. One seed each; the",
         "standard error of a difference between two independent samples of that size is up to 1 point.",
         "",
-        "The stem of these nets had batch normalisation and no dropout; today's commands give other figures.",
-        "",
         "| trial | change | " + " | ".join(SHOWN.values()) + " |",
         "|---|---|" + "--:|" * len(SHOWN),
     ]
@@ -95,16 +104,8 @@ def render(records: dict[str, dict]) -> str:
         else:
             cells = [f"{value - base[row]:+.2f}".replace("-", "−") for row, value in zip(SHOWN, values)]
         lines.append(f"| {name} | {TRIALS[name].change} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "The commands (the records' own do not state the share, as half was then the default):",
-        "",
-        "```",
-    ]
-    for name in records:
-        arguments = TRIALS[name].arguments("uoft-cs/cifar10", f"runs/{name}")
-        lines.append(f"accelerate launch {shlex.join(arguments)}")
-    lines += ["```", ""]
+    commands = [training_command(record) for record in records.values()]
+    lines += ["", "The commands:", "", "```", *commands, "```", ""]
     return "\n".join(lines)
 
 
