@@ -26,6 +26,12 @@ class Split:
         fingerprint = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
         return cls(images, labels, fingerprint)
 
+    def first(self, count: int) -> "Split":
+        """The first `count` images; ValueError unless there are so many."""
+        if not 0 < count <= len(self.labels):
+            raise ValueError(f"cannot take {count} of {len(self.labels)} images; give 1 to {len(self.labels)}.")
+        return Split.of(self.images[:count], self.labels[:count])
+
     def part_off(self, count: int) -> tuple["Split", "Split"]:
         """All but the last `count` images, and those; ValueError unless both parts have some."""
         if not 0 < count < len(self.labels):

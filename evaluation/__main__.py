@@ -1,69 +1,191 @@
-"""python -m nula.evaluation table --model releases/v1 --output releases/v1/results"""
+"""python -m nula.evaluation table --model releases/v1 --output releases/v1/results
+
+Measures classifiers. Every command leaves raw results with their provenance; `compare` reads two tables again.
+"""
 
 import argparse
 import datetime
 import sys
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import torch
+from accelerate import Accelerator
 
-from nula.dataset import load_split
-from nula.evaluation.accuracy import Classifier, evaluate
-from nula.image_processing_nula import NulaImageProcessor, normalize
-from nula.perturbations.suite import DEFINITIONS_VERSION, ROWS
+from nula.dataset import Split, load_split
+from nula.evaluation import studies
+from nula.evaluation.accuracy import Measurement, Table, evaluate, save_finished, table_rows
+from nula.evaluation.classifiers import load_classifier
+from nula.evaluation.monte_carlo import noise_rows
+from nula.evaluation.statistics import flips, mcnemar_p, wilson_interval
+from nula.perturbations.suite import DEFINITIONS_VERSION
 from nula.provenance import command_again, library_versions, public_argument
-from nula.weights import load_model, weights_sha256
+from nula.weights import weights_sha256
 
 
-def load_classifier(folder: str, device: torch.device) -> Classifier:
-    """The model in `folder` as a function of pixels in [0, 1], with its own processor's normalisation."""
-    model = load_model(folder).to(device, memory_format=torch.channels_last)
-    processor = NulaImageProcessor.from_pretrained(folder)
-
-    def classify(pixels: torch.Tensor) -> torch.Tensor:
-        inputs = normalize(pixels, processor.image_mean, processor.image_std)
-        return model(inputs.contiguous(memory_format=torch.channels_last)).logits
-
-    return classify
-
-
-def table(arguments: argparse.Namespace) -> None:
-    device = torch.device(arguments.device)
-    classifier = load_classifier(arguments.model, device)
-    data = load_split(arguments.dataset, "test")
-    provenance = {
-        "weights_sha256": weights_sha256(arguments.model),
-        "dataset": {"name": public_argument(arguments.dataset), "split": "test", "sha256": data.fingerprint},
+def provenance(model: str, dataset: str, data: Split, device: torch.device) -> dict:
+    """What a result must tell of how it came about, settings aside, which the command tells."""
+    return {
+        "model": public_argument(model),
+        "weights_sha256": weights_sha256(model),
+        "dataset": {
+            "name": public_argument(dataset),
+            "split": "test",
+            "images": len(data.labels),
+            "sha256": data.fingerprint,
+        },
         "definitions_version": DEFINITIONS_VERSION,
-        "noise_seed": arguments.seed,
         "command": command_again("python -m nula.evaluation", sys.argv[1:]),
         "device": device.type,
         "date": datetime.date.today().isoformat(),
         "versions": library_versions(),
     }
-    result = evaluate(classifier, data.images, data.labels, device, arguments.seed, provenance)
-    result.save(arguments.output)
-    for row, accuracy in zip(ROWS, result.accuracies().values()):
-        print(f"{row.category:<14} {row.name:<34} {accuracy:6.2f} %")
-    print(f"{len(data.labels)} images; raw predictions in {arguments.output}")
+
+
+def folders(models: list[str], output: Path) -> list[Path]:
+    """Where each model's results go: `output` itself for one, a folder in it named after each of several."""
+    names = [Path(model).name for model in models]
+    if len(set(names)) < len(names):
+        raise ValueError(f"models of the same name would overwrite each other's results: {', '.join(names)}.")
+    return [output] if len(models) == 1 else [output / name for name in names]
+
+
+def measure(arguments: argparse.Namespace, rows: list[Measurement], part: str = "", keep_logits: bool = False) -> None:
+    """Evaluate every model under `rows` and print what came out."""
+    accelerator = Accelerator(cpu=arguments.device == "cpu")
+    data = load_split(arguments.dataset, "test")
+    tables = []
+    for model, output in zip(arguments.model, folders(arguments.model, arguments.output)):
+        described = provenance(model, arguments.dataset, data, accelerator.device)
+        folder = output / part
+        table = evaluate(
+            load_classifier(model, accelerator.device),
+            data,
+            rows,
+            accelerator,
+            described,
+            folder=folder,
+            keep_logits=keep_logits,
+        )
+        tables.append(table)
+        if accelerator.is_main_process:
+            save_finished(table, folder, described)
+            print(f"\n{model}: {len(table.labels)} images; raw results in {folder}")
+            print_accuracies(table)
+    if accelerator.is_main_process:
+        for a, b in combinations(range(len(tables)), 2):
+            print(f"\n{arguments.model[b]} against {arguments.model[a]}")
+            print_comparison(tables[a], tables[b])
+
+
+def print_accuracies(table: Table) -> None:
+    for row, seed, predictions in zip(table.rows, table.seeds, table.predictions):
+        correct, total = int((predictions == table.labels).sum()), len(table.labels)
+        low, high = wilson_interval(correct, total)
+        print(f"{row:<34} seed {seed:<3} {100 * correct / total:6.2f} %   95 % in {100 * low:.2f} to {100 * high:.2f}")
+
+
+def print_comparison(a: Table, b: Table) -> None:
+    """Of two tables of the same rows and images: the difference in points, McNemar's p, and how many answers differ."""
+    if (a.rows, a.seeds) != (b.rows, b.seeds) or not np.array_equal(a.labels, b.labels):
+        raise ValueError("only tables of the same rows, seeds and images can be compared.")
+    for row, first, second in zip(a.rows, a.predictions, b.predictions):
+        right, right_too = first == a.labels, second == a.labels
+        difference = 100 * (right_too.mean() - right.mean())
+        print(
+            f"{row:<34} {difference:+6.2f}   p = {mcnemar_p(right, right_too):.2g}   {len(flips(first, second))} flips"
+        )
+
+
+def table(arguments: argparse.Namespace) -> None:
+    measure(arguments, table_rows(arguments.seed), keep_logits=True)
+
+
+def noise(arguments: argparse.Namespace) -> None:
+    measure(arguments, noise_rows(draws=arguments.draws), "noise")
+
+
+def corruptions(arguments: argparse.Namespace) -> None:
+    count = len(load_split(arguments.dataset, "test").labels)
+    part = "corruptions" if arguments.cifar10c is None else "cifar10c"
+    measure(arguments, studies.corruption_rows(arguments.cifar10c, count), part)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    print_comparison(*map(Table.load, arguments.results))
+
+
+def study(arguments: argparse.Namespace) -> None:
+    """One of the studies of derivatives and attacks, each on the first `--images` of the test split."""
+    device = torch.device(arguments.device)
+    data = load_split(arguments.dataset, "test").first(arguments.images)
+    for model, output in zip(arguments.model, folders(arguments.model, arguments.output)):
+        classifier, described = load_classifier(model, device), provenance(model, arguments.dataset, data, device)
+        if arguments.command == "null-space":
+            result = studies.null_space_table(classifier, data, device, described)
+            result.save(output / "null_space")
+            print_accuracies(result)
+        elif arguments.command == "sensitivity":
+            result = studies.sensitivity(classifier, data, device, studies.SIGMAS)
+            studies.save_json(result, described, output / "sensitivity.json")
+        else:
+            result = studies.curvature(classifier, data, device, studies.SIGMAS, arguments.subsets)
+            studies.save_json(result, described, output / "curvature.json")
+
+
+def basin(arguments: argparse.Namespace) -> None:
+    device = torch.device(arguments.device)
+    data = load_split(arguments.dataset, "test").first(arguments.images)
+    calibration = load_split(arguments.dataset, "train").first(arguments.images).images
+    start, end = load_classifier(arguments.start, device), load_classifier(arguments.model, device)
+    described = provenance(arguments.model, arguments.dataset, data, device)
+    described["start_weights_sha256"] = weights_sha256(arguments.start)
+    studies.save_json(studies.basin(start, end, data, calibration, device), described, arguments.output / "basin.json")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m nula.evaluation", description="Measure classifiers.")
+    commands = parser.add_subparsers(required=True, dest="command")
+
+    def add(name: str, run, text: str, several: bool = True) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        action = {"action": "append"} if several else {}
+        command.add_argument("--model", required=True, help="Hub id or folder of a model of ten classes", **action)
+        command.add_argument("--dataset", default="uoft-cs/cifar10", help="Hub id, or a folder of the same layout")
+        command.add_argument("--output", type=Path, required=True, help="receives the results")
+        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
+        command.set_defaults(run=run)
+        return command
+
+    command = add("table", table, "accuracy under the twenty perturbations")
+    command.add_argument("--seed", type=int, default=0, help="of the Gaussian noise")
+    command = add("noise", noise, "accuracy over many realisations of Gaussian noise, and over its strength")
+    command.add_argument("--draws", type=int, default=30, help="realisations at σ = 0.05")
+    command = add("corruptions", corruptions, "accuracy under common corruptions at five severities")
+    command.add_argument("--cifar10c", type=Path, help="folder of CIFAR-10-C's own arrays, in place of look-alikes")
+    command = add("sensitivity", study, "norm of the Jacobian of the logits with respect to the pixels")
+    command.add_argument("--images", type=int, default=1000, help="of the test split, from its start")
+    command = add("curvature", study, "ends of the spectrum of the loss's Hessian in the parameters")
+    command.add_argument("--images", type=int, default=512, help="of the test split, from its start")
+    command.add_argument("--subsets", type=int, default=4, help="of those images, each with a spectrum of its own")
+    command = add("null-space", study, "accuracy under attacks that downsampling removes")
+    command.add_argument("--images", type=int, default=1000, help="of the test split, from its start")
+    command = add("basin", basin, "what lies on the line between two models", several=False)
+    command.add_argument("--start", required=True, help="the model that --model was fine-tuned from")
+    command.add_argument("--images", type=int, default=2000, help="of the test split, from its start")
+    command = commands.add_parser("compare", help="two stored tables, row by row")
+    command.add_argument("results", type=Path, nargs=2, help="folders of predictions.npz")
+    command.set_defaults(run=compare)
+    return parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m nula.evaluation", description="Measure a classifier.")
-    commands = parser.add_subparsers(required=True)
-    command = commands.add_parser(
-        "table",
-        help="accuracy under the twenty perturbations",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    command.add_argument("--model", required=True, help="Hub id, or folder of a release or of a training run")
-    command.add_argument("--dataset", default="uoft-cs/cifar10", help="Hub id, or a folder of the same layout")
-    command.add_argument("--output", type=Path, required=True, help="receives predictions.npz and provenance.json")
-    command.add_argument("--seed", type=int, default=0, help="of the Gaussian noise")
-    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
-    command.set_defaults(run=table)
-    arguments = parser.parse_args()
-    arguments.run(arguments)
+    arguments = build_parser().parse_args()
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":

@@ -49,9 +49,9 @@ def gaussian_blur(pixels: torch.Tensor, kernel_size: int = 5, sigma: float = 1.0
 
 
 def gaussian_noise(pixels: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
-    """Add N(0, σ²) to every value; `generator` lives on the pixels' device."""
-    noise = torch.randn(pixels.shape, generator=generator, dtype=pixels.dtype, device=pixels.device)
-    return (pixels + sigma * noise).clamp(0, 1)
+    """Add N(0, σ²) to every value. A generator on the CPU gives the same noise to pixels on any device."""
+    noise = torch.randn(pixels.shape, generator=generator, dtype=pixels.dtype, device=generator.device)
+    return (pixels + sigma * noise.to(pixels.device)).clamp(0, 1)
 
 
 def uniform_noise(pixels: torch.Tensor, amplitude: float, generator: torch.Generator) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 from nula.perturbations.appearance import brightness, contrast, gaussian_blur, gaussian_noise, grayscale, shift
 from nula.perturbations.sampling import checkerboard, decimate, resize
 
-DEFINITIONS_VERSION = 1
+DEFINITIONS_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""Any image classifier of transformers as a function of pixels in [0, 1] at 32x32."""
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig
+from transformers.image_processing_utils import BaseImageProcessor
+
+from nula.configuration_nula import CIFAR10_LABELS
+from nula.image_processing_nula import RESAMPLING, NulaImageProcessor, normalize
+from nula.weights import load_model
+
+UNSUPPORTED = ("do_pad", "do_reduce_labels", "do_thumbnail")  # steps of a processor that are not done here
+
+
+class PixelClassifier(torch.nn.Module):
+    """A model with its preprocessing inside: pixels (B, 3, 32, 32) in [0, 1] to logits (B, 10), differentiably."""
+
+    def __init__(self, model: torch.nn.Module, prepare: Callable[[torch.Tensor], torch.Tensor], order: list[int]):
+        super().__init__()
+        self.model, self.prepare, self.order = model, prepare, order
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        inputs = self.prepare(pixels).contiguous(memory_format=torch.channels_last)
+        return self.model(inputs).logits[:, self.order]
+
+
+def load_classifier(name: str, device: torch.device) -> PixelClassifier:
+    """The model `name`, in eval mode.
+
+    `name` is a folder or Hub id of a NULA or of any other `AutoModelForImageClassification` of ten classes, whose own
+    processor says how large its input is and how it is normalised. The logits are in CIFAR-10's order of classes where
+    the model's names are those ten, else in the model's own. No code from a Hub is run.
+
+    Raises:
+        ValueError: another number of classes, or a processor that does something unknown here.
+    """
+    config = AutoConfig.from_pretrained(name)
+    if config.num_labels != len(CIFAR10_LABELS):
+        raise ValueError(f"{name} has {config.num_labels} classes, must have the {len(CIFAR10_LABELS)} of CIFAR-10.")
+    if config.model_type == "nula":
+        model, processor = load_model(name), NulaImageProcessor.from_pretrained(name)
+    else:
+        model = AutoModelForImageClassification.from_pretrained(name)
+        processor = AutoImageProcessor.from_pretrained(name)
+    classifier = PixelClassifier(model, preprocessing(processor), class_order(config))
+    return classifier.eval().to(device, memory_format=torch.channels_last)
+
+
+def class_order(config: PreTrainedConfig) -> list[int]:
+    """Index among the model's classes of each of CIFAR-10's."""
+    names = {str(name).lower(): index for index, name in config.id2label.items()}
+    if set(names) == set(CIFAR10_LABELS):
+        return [names[label] for label in CIFAR10_LABELS]
+    return list(range(len(CIFAR10_LABELS)))
+
+
+def preprocessing(processor: BaseImageProcessor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The processor's resize, centre crop and normalisation on pixels in [0, 1], without its rounding to bytes.
+
+    Raises:
+        ValueError: the processor does something else too, or resizes by another filter than bilinear or bicubic.
+    """
+    for step in UNSUPPORTED:
+        if getattr(processor, step, None):
+            raise ValueError(f"{type(processor).__name__} has {step}=True, which is not supported.")
+    if not getattr(processor, "do_rescale", True):
+        raise ValueError(f"{type(processor).__name__} has do_rescale=False: its pixels are not in [0, 1].")
+    size, crop = _sizes(processor)
+    resample = getattr(processor, "resample", None)
+    if size and resample not in RESAMPLING:
+        raise ValueError(f"{type(processor).__name__} resizes by resample={resample}; bilinear and bicubic are known.")
+
+    def prepare(pixels: torch.Tensor) -> torch.Tensor:
+        if size and size != tuple(pixels.shape[2:]):
+            mode = RESAMPLING[resample]
+            pixels = F.interpolate(pixels, size, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
+        if crop:
+            top, left = ((length - cropped) // 2 for length, cropped in zip(pixels.shape[2:], crop))
+            pixels = pixels[:, :, top : top + crop[0], left : left + crop[1]]
+        if getattr(processor, "do_normalize", False):
+            pixels = normalize(pixels, processor.image_mean, processor.image_std)
+        return pixels
+
+    return prepare
+
+
+def _sizes(processor: BaseImageProcessor) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    """(height, width) to resize a square image to, and to crop it to; None for a step that is not done."""
+
+    def pair(size) -> tuple[int, int]:
+        if size.get("shortest_edge"):
+            return (size["shortest_edge"],) * 2
+        return size["height"], size["width"]
+
+    size = pair(processor.size) if getattr(processor, "do_resize", False) else None
+    crop = pair(processor.crop_size) if getattr(processor, "do_center_crop", False) else None
+    crop_pct = getattr(processor, "crop_pct", None)
+    if size and crop_pct and size[0] < 384:  # ConvNeXT's processor: a larger image, of which the middle is taken
+        crop = size
+        size = tuple(int(length / crop_pct) for length in size)
+    return size, crop

@@ -1,0 +1,83 @@
+"""Second-order shape of the loss in parameter space: the ends of the Hessian's spectrum.
+
+Power iteration, as published, finds the eigenvalue of largest size, which may be a negative one; Lanczos finds both
+ends. Algorithms here know a symmetric matrix only as a scipy LinearOperator.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from curvlinops import HessianLinearOperator
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+from nula.evaluation.jacobian import require_evaluation_mode
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerIteration:
+    """The signed Rayleigh quotient of the last vector v, ‖Hv − λv‖ / |λ|, and whether that came below the tolerance."""
+
+    eigenvalue: float
+    residual: float
+    iterations: int
+    converged: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectrum:
+    """The smallest and the largest eigenvalue, and whether Lanczos converged to its tolerance."""
+
+    smallest: float
+    largest: float
+    converged: bool
+
+
+def loss_hessian(
+    model: torch.nn.Module,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    batches: list[tuple[torch.Tensor, torch.Tensor]],
+) -> LinearOperator:
+    """The Hessian of the mean `loss` over `batches` of (inputs, labels) with respect to all parameters of `model`.
+
+    `model` maps inputs to logits and must be in eval mode and float32 (ValueError otherwise).
+    """
+    require_evaluation_mode(model)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return HessianLinearOperator(model, loss, parameters, batches, check_deterministic=False).to_scipy()
+
+
+def power_iteration(
+    matrix: LinearOperator, *, iterations: int = 50, tolerance: float = 1e-2, seed: int = 0
+) -> PowerIteration:
+    """The eigenvalue of largest absolute value of a symmetric matrix, from a random vector.
+
+    Stops at a residual below `tolerance`. Two eigenvalues of equal size and opposite sign keep it from converging,
+    and `converged` says so.
+    """
+    vector = np.random.default_rng(seed).standard_normal(matrix.shape[0]).astype(matrix.dtype)
+    vector /= np.linalg.norm(vector)
+    for iteration in range(1, iterations + 1):
+        image = matrix @ vector
+        eigenvalue = float(vector @ image)
+        residual = float(np.linalg.norm(image - eigenvalue * vector) / max(abs(eigenvalue), 1e-12))
+        if residual < tolerance:
+            break
+        vector = image / np.linalg.norm(image)
+    return PowerIteration(
+        eigenvalue=eigenvalue, residual=residual, iterations=iteration, converged=residual < tolerance
+    )
+
+
+def spectrum_ends(matrix: LinearOperator, *, iterations: int = 30, tolerance: float = 1e-2, seed: int = 0) -> Spectrum:
+    """Both ends of a symmetric matrix's spectrum by Lanczos (ARPACK), to a relative `tolerance`."""
+    start = np.random.default_rng(seed).standard_normal(matrix.shape[0]).astype(matrix.dtype)
+    try:
+        values = eigsh(matrix, k=2, which="BE", v0=start, tol=tolerance, maxiter=iterations, return_eigenvectors=False)
+        return Spectrum(smallest=float(values.min()), largest=float(values.max()), converged=True)
+    except ArpackNoConvergence as error:
+        values = error.eigenvalues
+        if len(values) == 0:
+            return Spectrum(smallest=float("nan"), largest=float("nan"), converged=False)
+        return Spectrum(smallest=float(values.min()), largest=float(values.max()), converged=False)

@@ -1,0 +1,73 @@
+"""What stored predictions and logits say: intervals, tests, confusion, flips and calibration. Pure functions."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import log_softmax
+from scipy.stats import binomtest
+
+
+def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion, in [0, 1] (E. B. Wilson, JASA 1927)."""
+    interval = binomtest(correct, total).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def mcnemar_p(correct_a: np.ndarray, correct_b: np.ndarray) -> float:
+    """Two-sided exact p-value that two classifiers, right or wrong on the same images, are equally accurate.
+
+    Q. McNemar, Psychometrika 1947, by the binomial distribution of the images on which just one of them is right.
+    """
+    only_a, only_b = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
+    return 1.0 if only_a + only_b == 0 else float(binomtest(only_a, only_a + only_b).pvalue)
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int = 10) -> np.ndarray:
+    """(classes, classes) int64: how many images of class i were called j."""
+    matrix = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(matrix, (labels, predictions), 1)
+    return matrix
+
+
+def class_accuracies(labels: np.ndarray, predictions: np.ndarray, classes: int = 10) -> np.ndarray:
+    """(classes,) share of each class's images that were called right; NaN for a class without images."""
+    matrix = confusion_matrix(labels, predictions, classes)
+    with np.errstate(invalid="ignore"):
+        return matrix.diagonal() / matrix.sum(axis=1)
+
+
+def flips(predictions_a: np.ndarray, predictions_b: np.ndarray) -> np.ndarray:
+    """Indices of the images to which two models give different answers."""
+    return np.flatnonzero(predictions_a != predictions_b)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far confidences can be believed; 0 is best for each.
+
+    `expected_calibration_error` in [0, 1], `negative_log_likelihood` in nats, `brier_score` in [0, 2].
+    """
+
+    expected_calibration_error: float
+    negative_log_likelihood: float
+    brier_score: float
+
+
+def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> Calibration:
+    """Of logits (N, classes) against labels (N,).
+
+    The expected calibration error is that of C. Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017):
+    |accuracy − confidence| in equal bins of the top probability, weighted by their images. The Brier score is the
+    squared distance to the one-hot label, summed over classes.
+    """
+    log_probabilities = log_softmax(logits.astype(np.float64), axis=1)
+    probabilities = np.exp(log_probabilities)
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bin_of = np.minimum(np.ceil(confidence * bins).astype(int) - 1, bins - 1)
+    gaps = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
+    one_hot = np.arange(logits.shape[1]) == labels[:, None]
+    return Calibration(
+        expected_calibration_error=float(np.abs(gaps).sum() / len(labels)),
+        negative_log_likelihood=float(-log_probabilities[np.arange(len(labels)), labels].mean()),
+        brier_score=float(((probabilities - one_hot) ** 2).sum(axis=1).mean()),
+    )

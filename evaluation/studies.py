@@ -1,0 +1,197 @@
+"""The studies beside the table, each of one model on one data set: what is computed, and the raw result it leaves."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from nula.dataset import Split
+from nula.evaluation.accuracy import Measurement, Table
+from nula.evaluation.curvature import loss_hessian, power_iteration, spectrum_ends
+from nula.evaluation.interpolation import interpolate, shape_along, with_new_statistics
+from nula.evaluation.jacobian import jacobian_norms, require_evaluation_mode
+from nula.evaluation.null_space import PROJECTIONS, attack
+from nula.perturbations.appearance import gaussian_noise
+from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from nula.perturbations.sampling import checkerboard, decimate, resize
+
+SIGMAS = (0.0, 0.025, 0.05, 0.1)  # of Gaussian noise, at which derivatives are taken
+EPSILONS = (2, 4, 8)  # bounds of the attack, in 255ths of the pixel range
+ALPHAS = (-0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+
+OPERATORS: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
+    "clean": lambda pixels, generator: pixels,
+    "Gaussian noise σ = 0.05": lambda pixels, generator: gaussian_noise(pixels, 0.05, generator),
+    "resize ×0.25": lambda pixels, generator: resize(pixels, 0.25, "bilinear"),
+    "decimate ×2": lambda pixels, generator: decimate(pixels, 2),
+    "checkerboard ε = 0.05": lambda pixels, generator: checkerboard(pixels, 0.05),
+}
+"""The structured operators v1 is fine-tuned on, and noise, at the table's strength."""
+
+
+def corruption_rows(official: Path | None, count: int) -> list[Measurement]:
+    """Every corruption at every severity: made here, or read from the CIFAR-10-C arrays in the folder `official`.
+
+    Raises:
+        FileNotFoundError, ValueError: no array there, or one that is not of five severities of `count` images.
+    """
+    if official is None:
+        return [_made_here(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
+    files = sorted(file for file in official.glob("*.npy") if file.stem != "labels")
+    if not files:
+        raise FileNotFoundError(f"{official} holds none of CIFAR-10-C's arrays, such as fog.npy.")
+    rows = []
+    for file in files:
+        stacked = np.load(file, mmap_mode="r")
+        if stacked.shape != (len(SEVERITIES) * count, 32, 32, 3) or stacked.dtype != np.uint8:
+            raise ValueError(
+                f"{file} holds {stacked.dtype} {stacked.shape}, must be uint8 {(len(SEVERITIES) * count, 32, 32, 3)}."
+            )
+        rows += [
+            Measurement(
+                name=f"{file.stem} {severity}",
+                apply=lambda pixels, generator: pixels,
+                images=stacked[(severity - 1) * count : severity * count],
+            )
+            for severity in SEVERITIES
+        ]
+    return rows
+
+
+def _made_here(name: str, severity: int) -> Measurement:
+    def apply(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return corrupt(pixels, name, severity, generator)
+
+    return Measurement(name=f"{name} {severity}", apply=apply)
+
+
+def sensitivity(classifier: torch.nn.Module, data: Split, device: torch.device, sigmas: Sequence[float]) -> dict:
+    """Frobenius norm of each image's Jacobian under noise of each strength: {"norms": {σ: [...]}}."""
+    require_evaluation_mode(classifier)
+    norms = {}
+    for sigma in tqdm(sigmas, desc="Jacobians", unit="σ"):
+        values = jacobian_norms(classifier, _noisy(data, sigma, device))
+        norms[str(sigma)] = [float(f"{value:.5g}") for value in values.tolist()]
+    return {"norms": norms}
+
+
+def curvature(
+    classifier: torch.nn.Module, data: Split, device: torch.device, sigmas: Sequence[float], subsets: int
+) -> dict:
+    """Both ends of the spectrum of the loss's Hessian, and what power iteration says, under noise of each strength.
+
+    The data are cut into `subsets` of equal size, each with a spectrum of its own, so that the spread can be told.
+    """
+    results = {}
+    for sigma in sigmas:
+        pixels = _noisy(data, sigma, device)
+        results[str(sigma)] = []
+        parts = zip(pixels.chunk(subsets), data.labels.to(device).chunk(subsets))
+        for part in tqdm(parts, total=subsets, desc=f"curvature at σ = {sigma}", unit="subset"):
+            hessian = loss_hessian(classifier, torch.nn.CrossEntropyLoss(), [part])
+            results[str(sigma)].append(
+                {"power_iteration": asdict(power_iteration(hessian)), "lanczos": asdict(spectrum_ends(hessian))}
+            )
+    return {"eigenvalues": results}
+
+
+def basin(
+    start: torch.nn.Module,
+    end: torch.nn.Module,
+    data: Split,
+    calibration: torch.Tensor,
+    device: torch.device,
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    batch_size: int = 250,
+) -> dict:
+    """The line from `start` to `end`: accuracy along it, and the loss's shape along it at both ends.
+
+    Accuracies are in percent on `data`, with BatchNorm statistics interpolated and measured anew on the uint8 images
+    `calibration` (N, 32, 32, 3), for clean, noisy and resized images. Slopes and curvatures, dL/dα and d²L/dα², are
+    given for each batch and operator.
+    """
+    labels = data.labels.to(device)
+    perturbed = {name: _perturbed(data, operator, device) for name, operator in OPERATORS.items()}
+    shown = ("clean", "Gaussian noise σ = 0.05", "resize ×0.25")
+    path = []
+    for alpha in tqdm(alphas, desc="between the models", unit="α"):
+        mixed = interpolate(start, end, alpha)
+        renewed = with_new_statistics(mixed, _pixels(calibration, device))
+        path.append(
+            {
+                "alpha": alpha,
+                "interpolated": {name: _accuracy(mixed, perturbed[name], labels) for name in shown},
+                "measured_anew": {name: _accuracy(renewed, perturbed[name], labels) for name in shown},
+            }
+        )
+    last = dict(end.named_parameters())
+    direction = {name: (last[name] - parameter).detach() for name, parameter in start.named_parameters()}
+    shapes = {}
+    for name, pixels in tqdm(perturbed.items(), desc="shape along the line", unit="operator"):
+        batches = list(zip(pixels.split(batch_size), labels.split(batch_size)))
+        shapes[name] = {
+            "start": asdict(shape_along(start, direction, batches)),
+            "end": asdict(shape_along(end, direction, batches)),
+            "loss": {key: _losses(model, batches) for key, model in (("start", start), ("end", end))},
+        }
+    return {"path": path, "shapes": shapes}
+
+
+def null_space_table(
+    classifier: torch.nn.Module, data: Split, device: torch.device, provenance: dict, *, batch_size: int = 250
+) -> Table:
+    """Answers to the images of `data` attacked within each null space and bound, and to the clean ones."""
+    require_evaluation_mode(classifier)
+    cells = [(projection, epsilon) for projection in PROJECTIONS for epsilon in EPSILONS]
+    rows, predictions = ["clean"], [_answers(classifier, _pixels(data.images, device))]
+    for projection, epsilon in tqdm(cells, desc="attacking", unit="setting"):
+        answers = []
+        for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size)):
+            pixels = attack(classifier, _pixels(images, device), labels.to(device), epsilon / 255, projection)
+            answers.append(_answers(classifier, pixels))
+        rows.append(f"{projection} ε = {epsilon}/255")
+        predictions.append(np.concatenate(answers))
+    return Table(
+        rows=tuple(rows),
+        seeds=(0,) * len(rows),
+        predictions=np.stack(predictions),
+        labels=data.labels.numpy().astype(np.uint8),
+        provenance=provenance,
+    )
+
+
+def save_json(result: dict, provenance: dict, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"provenance": provenance, **result}, indent=1) + "\n")
+
+
+def _pixels(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return images.to(device).permute(0, 3, 1, 2).float() / 255
+
+
+def _perturbed(data: Split, operator: Callable, device: torch.device) -> torch.Tensor:
+    return operator(_pixels(data.images, torch.device("cpu")), torch.Generator().manual_seed(0)).to(device)
+
+
+def _noisy(data: Split, sigma: float, device: torch.device) -> torch.Tensor:
+    return _perturbed(data, lambda pixels, generator: gaussian_noise(pixels, sigma, generator), device)
+
+
+@torch.inference_mode()
+def _answers(classifier: torch.nn.Module, pixels: torch.Tensor, batch_size: int = 500) -> np.ndarray:
+    return torch.cat([classifier(part).argmax(1) for part in pixels.split(batch_size)]).cpu().numpy().astype(np.uint8)
+
+
+def _accuracy(classifier: torch.nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> float:
+    return 100 * float((_answers(classifier, pixels) == labels.cpu().numpy()).mean())
+
+
+@torch.inference_mode()
+def _losses(classifier: torch.nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> list[float]:
+    return [F.cross_entropy(classifier(pixels), labels).item() for pixels, labels in batches]
