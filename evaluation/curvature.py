@@ -4,13 +4,12 @@ Power iteration, as published, finds the eigenvalue of largest size, which may b
 ends. Algorithms here know a symmetric matrix only as a scipy LinearOperator.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from curvlinops import HessianLinearOperator
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from torch.nn import functional as F
 
 from nula.evaluation.jacobian import require_evaluation_mode
 
@@ -34,18 +33,23 @@ class Spectrum:
     converged: bool
 
 
-def loss_hessian(
-    model: torch.nn.Module,
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    batches: list[tuple[torch.Tensor, torch.Tensor]],
-) -> LinearOperator:
-    """The Hessian of the mean `loss` over `batches` of (inputs, labels) with respect to all parameters of `model`.
+def loss_hessian(classifier: torch.nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> LinearOperator:
+    """The Hessian of the mean cross-entropy on a batch with respect to all parameters, by its products with vectors.
 
-    `model` maps inputs to logits and must be in eval mode and float32 (ValueError otherwise).
+    `classifier` maps `pixels` (B, ...) to logits and must be in eval mode and float32 (ValueError otherwise). The graph
+    of the gradient is built once and kept as long as the operator; a product is one backward pass through it.
     """
-    require_evaluation_mode(model)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return HessianLinearOperator(model, loss, parameters, batches, check_deterministic=False).to_scipy()
+    require_evaluation_mode(classifier)
+    parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    loss = F.cross_entropy(classifier(pixels), labels)
+    gradient = torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters, create_graph=True)])
+
+    def product(vector: np.ndarray) -> np.ndarray:
+        direction = torch.as_tensor(vector.reshape(-1), dtype=gradient.dtype, device=gradient.device)
+        parts = torch.autograd.grad(gradient, parameters, direction, retain_graph=True, materialize_grads=True)
+        return torch.cat([part.flatten() for part in parts]).cpu().numpy()
+
+    return LinearOperator((gradient.numel(),) * 2, matvec=product, dtype=np.float32)
 
 
 def power_iteration(
@@ -58,16 +62,14 @@ def power_iteration(
     """
     vector = np.random.default_rng(seed).standard_normal(matrix.shape[0]).astype(matrix.dtype)
     vector /= np.linalg.norm(vector)
-    for iteration in range(1, iterations + 1):
+    done, residual = 0, np.inf
+    while done < iterations and residual >= tolerance:
         image = matrix @ vector
         eigenvalue = float(vector @ image)
         residual = float(np.linalg.norm(image - eigenvalue * vector) / max(abs(eigenvalue), 1e-12))
-        if residual < tolerance:
-            break
-        vector = image / np.linalg.norm(image)
-    return PowerIteration(
-        eigenvalue=eigenvalue, residual=residual, iterations=iteration, converged=residual < tolerance
-    )
+        vector = image / max(np.linalg.norm(image), 1e-12)
+        done += 1
+    return PowerIteration(eigenvalue=eigenvalue, residual=residual, iterations=done, converged=residual < tolerance)
 
 
 def spectrum_ends(matrix: LinearOperator, *, iterations: int = 30, tolerance: float = 1e-2, seed: int = 0) -> Spectrum:

@@ -22,15 +22,16 @@ def require_evaluation_mode(model: torch.nn.Module) -> None:
 def jacobian_norms(
     classifier: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor, batch_size: int = 50
 ) -> torch.Tensor:
-    """‖∂ logits / ∂ pixels‖_F of each image, exactly: (N, 3, H, W) in [0, 1] to (N,), in logits per unit of pixel value.
+    """‖∂ logits / ∂ pixels‖_F of each image, exactly, in logits per unit of pixel value.
 
-    One backward pass for each class, over a whole batch at once, which is the Jacobian of each image only where the
-    images do not interact: `require_evaluation_mode` of the model behind `classifier`.
+    `pixels` (N, 3, H, W) in [0, 1] to (N,). One backward pass for each class, over a whole batch at once, which gives
+    the Jacobian of each image only where images do not interact: `require_evaluation_mode` of the model first.
     """
-    norms = []
-    for batch in pixels.split(batch_size):
-        logits, backward = torch.func.vjp(classifier, batch)
-        basis = torch.eye(logits.shape[1], device=batch.device, dtype=logits.dtype)
-        rows = torch.func.vmap(lambda row: backward(row.expand_as(logits))[0])(basis)  # (classes, B, 3, H, W)
-        norms.append(rows.square().sum(dim=(0, 2, 3, 4)).sqrt().detach())
-    return torch.cat(norms)
+    return torch.cat([_norms(classifier, batch) for batch in pixels.split(batch_size)])
+
+
+def _norms(classifier: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
+    logits, backward = torch.func.vjp(classifier, pixels)
+    basis = torch.eye(logits.shape[1], device=pixels.device, dtype=logits.dtype)
+    rows = torch.func.vmap(lambda row: backward(row.expand_as(logits))[0])(basis)  # (classes, B, 3, H, W)
+    return rows.square().sum(dim=(0, 2, 3, 4)).sqrt().detach()

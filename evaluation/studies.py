@@ -93,7 +93,7 @@ def curvature(
         results[str(sigma)] = []
         parts = zip(pixels.chunk(subsets), data.labels.to(device).chunk(subsets))
         for part in tqdm(parts, total=subsets, desc=f"curvature at σ = {sigma}", unit="subset"):
-            hessian = loss_hessian(classifier, torch.nn.CrossEntropyLoss(), [part])
+            hessian = loss_hessian(classifier, *part)
             results[str(sigma)].append(
                 {"power_iteration": asdict(power_iteration(hessian)), "lanczos": asdict(spectrum_ends(hessian))}
             )
