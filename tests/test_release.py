@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import ROOT, run_without_nula
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from nula.evaluation.__main__ import load_classifier
-from nula.evaluation.accuracy import Table, evaluate
+from nula.evaluation.accuracy import Table, evaluate, table_rows
+from nula.evaluation.classifiers import load_classifier
 from nula.image_processing_nula import NulaImageProcessor, normalize
 from nula.model_card.card import BEGIN, published, render_card, results_table, with_results
 from nula.model_card.release import assemble, push
@@ -133,31 +134,13 @@ def test_assembling_without_weights_is_refused(tmp_path):
         assemble("v1", tmp_path, tmp_path / "build")
 
 
-def test_a_table_is_stored_raw_and_read_again(test_split, tmp_path):
-    def brightest_channel(pixels: torch.Tensor) -> torch.Tensor:
-        return pixels.mean(dim=(2, 3))  # three "classes"
-
-    table = evaluate(brightest_channel, test_split.images, test_split.labels, torch.device("cpu"), 0, {"a": 1})
-    table.save(tmp_path)
-    loaded = Table.load(tmp_path)
-    assert (loaded.rows, loaded.provenance) == (tuple(row.name for row in ROWS), {"a": 1})
-    assert np.array_equal(loaded.predictions, table.predictions)
-    pixels = test_split.images.permute(0, 3, 1, 2).float() / 255
-    expected = brightest_channel(pixels).argmax(1)
-    assert np.array_equal(loaded.predictions[0], expected)
-    correct = (expected == test_split.labels).sum().item()
-    assert loaded.accuracies()["Clean (CIFAR-10 Test)"] == pytest.approx(100 * correct / 200)
-    gray = loaded.predictions[loaded.rows.index("Grayscale (Full Mix)")]
-    assert (gray == 0).all()  # three equal channels
-
-
 @pytest.mark.parametrize("version", ["v0", "v1"])
 def test_stored_predictions_are_those_of_the_released_weights(version, test_split):
     table = Table.load(RELEASES / version / "results")
     assert table.predictions.shape == (20, 10_000)
     assert np.array_equal(table.labels[:200], test_split.labels)
     classifier = load_classifier(str(RELEASES / version), torch.device("cpu"))
-    again = evaluate(classifier, test_split.images, test_split.labels, torch.device("cpu"), 0, {})
+    again = evaluate(classifier, test_split, table_rows(seed=0), Accelerator(cpu=True), {})
     differing = (again.predictions != table.predictions[:, :200]).sum(axis=1)
     assert differing.max() <= 1  # rounding on another machine
 

@@ -16,14 +16,14 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 
 from nula.dataset import Split, load_split
-from nula.evaluation.accuracy import evaluate
-from nula.image_processing_nula import NulaImageProcessor, normalize
+from nula.evaluation.accuracy import evaluate, table_rows
+from nula.evaluation.classifiers import load_classifier
+from nula.image_processing_nula import NulaImageProcessor
 from nula.modeling_nula import NulaForImageClassification
 from nula.provenance import command_again, library_versions, public_argument
 from nula.train.interruption import TrainingInterrupted
 from nula.train.loop import ARCHITECTURE, dynamo_backend, train
 from nula.train.recipe import Recipe
-from nula.weights import load_model
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
@@ -128,8 +128,11 @@ def run(
                 "hardware": _hardware(accelerator),
                 "versions": library_versions(),
             }
-            if held_out is not None:
-                record["validation"] = _measure(output_dir, held_out, accelerator.device)
+        accelerator.wait_for_everyone()
+        measured = None if held_out is None else _measure(output_dir, held_out, accelerator)
+        if accelerator.is_main_process:
+            if measured is not None:
+                record["validation"] = measured
             (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n")
             accelerator.print(f"saved to {output_dir}")
     except TrainingInterrupted as interruption:
@@ -141,14 +144,10 @@ def run(
         accelerator.end_training()
 
 
-def _measure(folder: Path, data: Split, device: torch.device) -> dict[str, float]:
-    """Accuracy in percent of the saved model under every row of the table."""
-    model = load_model(str(folder)).to(device, memory_format=torch.channels_last)
-
-    def classify(pixels: torch.Tensor) -> torch.Tensor:
-        return model(normalize(pixels).contiguous(memory_format=torch.channels_last)).logits
-
-    accuracies = evaluate(classify, data.images, data.labels, device, seed=0, provenance={}).accuracies()
+def _measure(folder: Path, data: Split, accelerator: Accelerator) -> dict[str, float]:
+    """Accuracy in percent of the saved model under every row of the table, measured by all processes together."""
+    classifier = load_classifier(str(folder), accelerator.device)
+    accuracies = evaluate(classifier, data, table_rows(seed=0), accelerator, provenance={}).accuracies()
     return {row: round(accuracy, 2) for row, accuracy in accuracies.items()}
 
 

@@ -1,0 +1,241 @@
+"""The table of any classifier: raw, resumable, the same on any number of processes; and what is derived from it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import ROOT, SAMPLE
+from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification, ViTImageProcessor
+
+from nula.configuration_nula import CIFAR10_LABELS
+from nula.dataset import Split
+from nula.evaluation import accuracy
+from nula.evaluation.accuracy import Table, evaluate, partial_folder, table_rows
+from nula.evaluation.classifiers import load_classifier, preprocessing
+from nula.evaluation.monte_carlo import correct_draws, gap, noise_rows
+from nula.evaluation.statistics import (
+    calibration,
+    class_accuracies,
+    confusion_matrix,
+    flips,
+    mcnemar_p,
+    wilson_interval,
+)
+from nula.perturbations.suite import ROWS
+
+
+def brightest_channel(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels.mean(dim=(2, 3))  # three "classes"
+
+
+def test_a_table_is_stored_raw_and_read_again(test_split, tmp_path):
+    table = evaluate(brightest_channel, test_split, table_rows(0), Accelerator(cpu=True), {"a": 1}, keep_logits=True)
+    table.save(tmp_path)
+    loaded = Table.load(tmp_path)
+    assert loaded.rows == tuple(row.name for row in ROWS)
+    assert loaded.provenance["a"] == 1
+    assert loaded.provenance["forward_seconds"] <= loaded.provenance["seconds"]
+    assert np.array_equal(loaded.predictions, table.predictions)
+    pixels = test_split.images.permute(0, 3, 1, 2).float() / 255
+    expected = brightest_channel(pixels).argmax(1)
+    assert np.array_equal(loaded.predictions[0], expected)
+    np.testing.assert_allclose(loaded.logits[0], brightest_channel(pixels), atol=1e-3)
+    correct = (expected == test_split.labels).sum().item()
+    assert loaded.accuracies()["Clean (CIFAR-10 Test)"] == pytest.approx(100 * correct / 200)
+    gray = loaded.predictions[loaded.rows.index("Grayscale (Full Mix)")]
+    assert (gray == 0).all()  # three equal channels
+
+
+def test_what_was_measured_before_an_interruption_is_not_measured_again(test_split, tmp_path, monkeypatch):
+    rows, asked = table_rows(0), []
+
+    def classifier(pixels):
+        asked.append(len(pixels))
+        if len(asked) == 8:
+            raise KeyboardInterrupt
+        return brightest_channel(pixels)
+
+    arguments = (test_split, rows, Accelerator(cpu=True), {"weights": "x", "date": "today"})
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(classifier, *arguments, folder=tmp_path)
+    assert len(list(partial_folder(tmp_path, arguments[-1]).glob("0*.npy"))) == 7
+    resumed = evaluate(classifier, *arguments[:-1], {"weights": "x", "date": "tomorrow"}, folder=tmp_path)
+    assert len(asked) == 8 + 13
+    assert np.array_equal(resumed.predictions, evaluate(brightest_channel, *arguments).predictions)
+    evaluate(classifier, *arguments[:-1], {"weights": "y"}, folder=tmp_path)
+    assert len(asked) == 8 + 13 + 20  # other weights start afresh
+
+
+def test_logits_that_are_not_finite_are_refused(test_split):
+    def classifier(pixels):
+        return brightest_channel(pixels) * float("nan")
+
+    with pytest.raises(ValueError, match=r"logits under Clean \(CIFAR-10 Test\) are not all finite"):
+        evaluate(classifier, test_split, table_rows(0), Accelerator(cpu=True), {})
+
+
+def test_two_processes_count_as_one(tmp_path, tiny_folder, monkeypatch):
+    """Blocks of 64 images, of which the last is shorter: 200 images are four blocks."""
+    code = (
+        "import sys; from nula.evaluation import accuracy; accuracy.BLOCK = 64; "
+        "from nula.evaluation.__main__ import main; sys.argv[0] = 'evaluation'; main()"
+    )
+    (tmp_path / "blocks.py").write_text(code)
+    tables = []
+    for processes in (1, 2, 3):
+        output = tmp_path / str(processes)
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        arguments = ["table", "--model", str(tiny_folder), "--dataset", str(SAMPLE), "--output", str(output)]
+        subprocess.run(
+            [sys.executable, *launcher, str(tmp_path / "blocks.py"), *arguments, "--device", "cpu"],
+            check=True,
+            cwd=ROOT,
+            capture_output=True,
+            timeout=300,
+        )
+        tables.append(Table.load(output))
+        assert not list(output.glob("partial-*"))
+    assert tables[0].predictions.shape == (20, 200)
+    for table in tables[1:]:
+        assert np.array_equal(table.predictions, tables[0].predictions)
+        assert np.array_equal(table.logits, tables[0].logits)
+
+
+@pytest.fixture(scope="module")
+def stock_folder(tmp_path_factory):
+    """A stock ResNet of random weights with CIFAR-10's classes in reverse, at 48 pixels, with another mean and std."""
+    torch.manual_seed(0)
+    config = ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        layer_type="basic",
+        id2label=dict(enumerate(reversed(CIFAR10_LABELS))),
+        label2id={label: index for index, label in enumerate(reversed(CIFAR10_LABELS))},
+    )
+    folder = tmp_path_factory.mktemp("resnet")
+    ResNetForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(
+        size={"height": 48, "width": 48}, resample=2, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.25, 0.3]
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_a_stock_classifier_goes_through_the_table(stock_folder, test_split):
+    classifier = load_classifier(str(stock_folder), torch.device("cpu"))
+    table = evaluate(classifier, test_split, table_rows(0), Accelerator(cpu=True), {})
+    assert table.predictions.shape == (20, 200)
+    model = ResNetForImageClassification.from_pretrained(stock_folder).eval()
+    pixels = test_split.images.permute(0, 3, 1, 2).float() / 255
+    enlarged = torch.nn.functional.interpolate(pixels, (48, 48), mode="bilinear", antialias=True)
+    mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
+    with torch.inference_mode():
+        reversed_answers = model((enlarged - mean) / std).logits.argmax(1)
+    assert np.array_equal(table.predictions[0], 9 - reversed_answers)
+
+
+def test_preprocessing_is_the_processors_own(test_split):
+    processor = ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.5, resample=2)
+    images = test_split.images[:4]
+    expected = processor(images.numpy(), return_tensors="pt", input_data_format="channels_last").pixel_values
+    ours = preprocessing(processor)(images.permute(0, 3, 1, 2).float() / 255)
+    assert ours.shape == expected.shape == (4, 3, 64, 64)
+    assert (ours - expected).abs().max() < 0.02  # theirs rounds to bytes between resizing and normalising
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"do_rescale": False}, "do_rescale=False"),
+        ({"resample": 0}, "resample=0"),
+    ],
+)
+def test_a_processor_that_does_something_else_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        preprocessing(ViTImageProcessor(**({"resample": 2} | change)))
+
+
+def test_another_number_of_classes_is_refused(tmp_path):
+    ResNetConfig(num_labels=3).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has 3 classes, must have the 10 of CIFAR-10"):
+        load_classifier(str(tmp_path), torch.device("cpu"))
+
+
+def test_wilson_intervals():
+    low, high = wilson_interval(8, 10)  # the closed form, by hand
+    z, n, p = 1.959964, 10, 0.8
+    middle, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / 4 / n**2) ** 0.5
+    assert (low, high) == pytest.approx((middle - half, middle + half), abs=1e-6)
+    assert wilson_interval(10, 10)[1] == pytest.approx(1.0)
+
+
+def test_mcnemar_is_the_binomial_test_of_the_discordant_images():
+    a = np.array([True] * 50 + [False] * 8 + [True] * 2 + [False] * 40)
+    b = np.array([True] * 50 + [True] * 8 + [False] * 2 + [False] * 40)
+    tail = sum([1, 10, 45]) / 2**10  # 0, 1 or 2 of 10 coins
+    assert mcnemar_p(a, b) == pytest.approx(2 * tail)
+    assert mcnemar_p(b, a) == pytest.approx(2 * tail)
+    assert mcnemar_p(a, a) == 1.0
+
+
+def test_confusion_class_accuracies_and_flips():
+    labels, first = np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0])
+    assert confusion_matrix(labels, first, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+    assert class_accuracies(labels, first, 3).tolist() == [0.5, 1.0, 0.0]
+    assert np.isnan(class_accuracies(labels, first, 4)[3])
+    assert flips(first, np.array([0, 0, 1, 2])).tolist() == [1, 3]
+
+
+def test_calibration_by_hand():
+    # Two classes: probabilities 0.8 and 0.6 for the first, both labelled 0 and 1.
+    logits = np.log(np.array([[0.8, 0.2], [0.6, 0.4]]))
+    result = calibration(logits, np.array([0, 1]))
+    assert result.expected_calibration_error == pytest.approx((0.2 + 0.6) / 2)
+    assert result.negative_log_likelihood == pytest.approx(-(np.log(0.8) + np.log(0.4)) / 2)
+    assert result.brier_score == pytest.approx((0.04 + 0.04 + 0.36 + 0.36) / 2)
+
+
+def test_every_realisation_is_another_and_the_same_for_every_model(test_split):
+    few = Split.of(test_split.images[:50], test_split.labels[:50])
+    seen = []
+
+    def remember(pixels):
+        seen.append(pixels.clone())
+        return brightest_channel(pixels)
+
+    rows = noise_rows(draws=2, sweep=(0.05, 0.1))
+    assert [(row.name, row.seed) for row in rows] == [
+        ("Gaussian Noise σ = 0.05", 0),
+        ("Gaussian Noise σ = 0.05", 1),
+        ("Gaussian Noise σ = 0.1", 0),
+    ]
+    for _ in range(2):
+        table = evaluate(remember, few, rows, Accelerator(cpu=True), {})
+    assert torch.equal(seen[0], seen[3])
+    assert not torch.equal(seen[0], seen[1])
+    clean = few.images.permute(0, 3, 1, 2).float() / 255
+    inside = (clean > 0.35) & (clean < 0.65)  # far from clamping
+    torch.testing.assert_close(2 * (seen[0] - clean)[inside], (seen[2] - clean)[inside], atol=1e-5, rtol=0)
+    assert correct_draws(table).shape == (2, 50)
+    with pytest.raises(ValueError, match=r"no realisation at σ = 0\.2"):
+        correct_draws(table, 0.2)
+
+
+def test_a_gap_by_hand():
+    a = np.array([[1, 0, 0, 1], [1, 1, 0, 1]], dtype=bool)
+    b = np.array([[1, 1, 0, 1], [1, 1, 1, 1]], dtype=bool)
+    result = gap(a, b, tolerance=10)
+    assert result.running.tolist() == [[0, 50, pytest.approx(100 / 3), 25], [0, 0, pytest.approx(100 / 3), 25]]
+    assert (result.mean, result.std, result.interval) == (25, 0, (25, 25))
+    assert result.settled == 3  # 33.3 is within 10 of 25, 0 is not
+    with pytest.raises(ValueError, match="two or more realisations"):
+        gap(a[:1], b[:1])
+
+
+def test_the_block_size_is_part_of_the_definition_of_noise():
+    assert accuracy.BLOCK == 500
+    assert json.dumps([row.seed for row in table_rows(3)]) == json.dumps([3] * 20)
