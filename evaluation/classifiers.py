@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
-from nula.configuration_nula import CIFAR10_LABELS
+from nula.configuration_nula import CIFAR10_LABELS, NulaConfig
 from nula.image_processing_nula import RESAMPLING, NulaImageProcessor, normalize
 from nula.weights import load_model
 
@@ -36,15 +36,17 @@ def load_classifier(name: str, device: torch.device) -> PixelClassifier:
     Raises:
         ValueError: another number of classes, or a processor that does something unknown here.
     """
-    config = AutoConfig.from_pretrained(name)
-    if config.num_labels != len(CIFAR10_LABELS):
-        raise ValueError(f"{name} has {config.num_labels} classes, must have the {len(CIFAR10_LABELS)} of CIFAR-10.")
-    if config.model_type == "nula":
+    # AutoConfig would ask for trust_remote_code before it told that a folder holds a NULA.
+    if PreTrainedConfig.get_config_dict(name)[0].get("model_type") == NulaConfig.model_type:
         model, processor = load_model(name), NulaImageProcessor.from_pretrained(name)
     else:
         model = AutoModelForImageClassification.from_pretrained(name)
         processor = AutoImageProcessor.from_pretrained(name)
-    classifier = PixelClassifier(model, preprocessing(processor), class_order(config))
+    if model.config.num_labels != len(CIFAR10_LABELS):
+        raise ValueError(
+            f"{name} has {model.config.num_labels} classes, must have the {len(CIFAR10_LABELS)} of CIFAR-10."
+        )
+    classifier = PixelClassifier(model, preprocessing(processor), class_order(model.config))
     return classifier.eval().to(device, memory_format=torch.channels_last)
 
 

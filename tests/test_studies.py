@@ -1,0 +1,181 @@
+"""The studies against closed forms: Jacobians, spectra, the line between two models, null-space attacks."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse.linalg import aslinearoperator
+from torch import nn
+from torch.nn import functional as F
+
+from nula.evaluation import studies
+from nula.evaluation.classifiers import load_classifier
+from nula.evaluation.curvature import loss_hessian, power_iteration, spectrum_ends
+from nula.evaluation.interpolation import interpolate, shape_along, with_new_statistics
+from nula.evaluation.jacobian import jacobian_norms, require_evaluation_mode
+from nula.evaluation.null_space import PROJECTIONS, attack
+from nula.perturbations.sampling import decimate, resize
+
+
+@pytest.fixture
+def linear() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)).eval()
+
+
+@pytest.fixture
+def classifier(tiny_folder):
+    return load_classifier(str(tiny_folder), torch.device("cpu"))
+
+
+def test_the_jacobian_of_a_linear_model_is_its_weight(linear, pixels):
+    norms = jacobian_norms(linear, pixels, batch_size=5)
+    assert norms.shape == (16,)
+    torch.testing.assert_close(norms, linear[1].weight.norm().expand(16))
+
+
+def test_jacobian_norms_are_those_of_single_images(classifier, pixels):
+    norms = jacobian_norms(classifier, pixels, batch_size=7)
+    jacobian = torch.func.jacrev(classifier)(pixels[3:4])
+    torch.testing.assert_close(norms[3], jacobian.norm(), rtol=1e-4, atol=0)
+
+
+def test_derivatives_in_training_mode_or_half_precision_are_refused(classifier, pixels):
+    labels = torch.zeros(16, dtype=torch.long)
+    require_evaluation_mode(classifier)
+    classifier.model.nula.stages[0].widening.normalization.train()
+    with pytest.raises(ValueError, match=r"eval mode; model\.nula\.stages\.0\.widening\.normalization is in training"):
+        loss_hessian(classifier, pixels, labels)
+    with pytest.raises(ValueError, match=r"float32 throughout; model\.nula\.stem.* is torch\.bfloat16"):
+        shape_along(classifier.eval().bfloat16(), {}, [])
+
+
+def test_the_hessian_of_a_linear_classifier(pixels):
+    """Of softmax cross-entropy in the logits' bias alone: diag(p) − p pᵀ, averaged over the batch."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).eval()
+    model[1].weight.requires_grad_(False)
+    labels = torch.arange(16) % 10
+    hessian = loss_hessian(model, pixels, labels)
+    p = model(pixels).softmax(dim=1).detach()
+    expected = (torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)).mean(dim=0).numpy()
+    np.testing.assert_allclose(hessian @ np.eye(10, dtype=np.float32), expected, atol=1e-6)
+    values = np.linalg.eigvalsh(expected)
+    ends = spectrum_ends(hessian, tolerance=1e-4)
+    assert (ends.smallest, ends.largest) == pytest.approx((values[0], values[-1]), abs=1e-5)
+    assert ends.converged
+
+
+@pytest.mark.parametrize(("values", "dominant"), [((-1.0, 0.5, 2.0, 3.0), 3.0), ((-4.0, 0.1, 1.0, 3.0), -4.0)])
+def test_power_iteration_finds_the_largest_size_and_lanczos_both_ends(values, dominant):
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0]
+    matrix = aslinearoperator(rotation @ np.diag(values) @ rotation.T)
+    power = power_iteration(matrix, iterations=200, tolerance=1e-6)
+    assert power.eigenvalue == pytest.approx(dominant, abs=1e-5)
+    assert power.converged
+    assert power.iterations < 200
+    ends = spectrum_ends(matrix)
+    assert (ends.smallest, ends.largest) == pytest.approx((values[0], values[-1]))
+
+
+def test_power_iteration_says_that_it_did_not_converge():
+    power = power_iteration(aslinearoperator(np.diag([-2.0, 2.0, 1.0])), iterations=30)
+    assert not power.converged
+    assert power.iterations == 30
+    assert power.residual > 0.1
+
+
+def test_interpolation_mixes_parameters_and_statistics(classifier, tiny_folder):
+    end = load_classifier(str(tiny_folder), torch.device("cpu"))
+    with torch.no_grad():
+        for tensor in (*end.parameters(), *(b for b in end.buffers() if b.is_floating_point())):
+            tensor.add_(1.0)
+    half = interpolate(classifier, end, 0.5)
+    assert not half.training
+    for name, tensor in half.state_dict().items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, classifier.state_dict()[name] + 0.5)
+    assert (interpolate(classifier, end, -9).model.nula.stem.convolution.weight < -8).all()
+    assert interpolate(classifier, end, -9).model.nula.stages[0].widening.normalization.running_var.min() == 0
+    with pytest.raises(ValueError, match="same architecture"):
+        interpolate(classifier, nn.Linear(2, 2), 0.5)
+
+
+def test_statistics_measured_anew_are_those_of_the_images():
+    model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3)).eval()
+    images = torch.rand(8, 3, 4, 4)
+    renewed = with_new_statistics(model, images, batch_size=4)
+    assert not renewed.training
+    torch.testing.assert_close(renewed[1].running_mean, images.mean(dim=(0, 2, 3)))
+    assert model[1].running_mean.abs().max() == 0
+
+
+def test_slope_and_curvature_along_a_line(linear, pixels):
+    labels = torch.arange(16) % 10
+    direction = {name: torch.randn_like(parameter) * 0.01 for name, parameter in linear.named_parameters()}
+    shape = shape_along(linear, direction, [(pixels, labels), (pixels[:8], labels[:8])])
+    logits = linear(pixels).detach()
+    change = pixels.flatten(1) @ direction["1.weight"].T + direction["1.bias"]  # of the logits, for α = 1
+    p = logits.softmax(dim=1)
+    slope = ((p - F.one_hot(labels, 10)) * change).sum(dim=1)
+    curvature = (p * change.square()).sum(dim=1) - (p * change).sum(dim=1).square()
+    assert shape.slopes == pytest.approx([slope.mean().item(), slope[:8].mean().item()], rel=1e-4)
+    assert shape.curvatures == pytest.approx([curvature.mean().item(), curvature[:8].mean().item()], rel=1e-3)
+
+
+@pytest.mark.parametrize("epsilon", [2 / 255, 8 / 255])
+@pytest.mark.parametrize("projection", ["box", "decimation", "free"])
+def test_an_attack_stays_in_its_null_space_and_raises_the_loss(classifier, pixels, projection, epsilon):
+    pixels = pixels.clone()
+    pixels[0], pixels[1] = 0.0, 1.0  # where half of every change would be clamped away
+    labels = classifier(pixels).argmax(dim=1)
+    attacked = attack(classifier, pixels, labels, epsilon, projection, steps=5)
+    delta = attacked - pixels
+    assert delta.abs().max() <= epsilon + 1e-6
+    assert attacked.min() >= 0
+    assert attacked.max() <= 1
+    assert torch.equal(attacked, attacked.clamp(0, 1))
+    downsample = {"box": lambda x: F.interpolate(x, scale_factor=0.5, mode="bilinear"), "decimation": decimate}
+    if projection in downsample:
+        torch.testing.assert_close(downsample[projection](attacked), downsample[projection](pixels), atol=1e-6, rtol=0)
+        if projection == "box":
+            torch.testing.assert_close(
+                resize(attacked, 0.5, "bilinear"), resize(pixels, 0.5, "bilinear"), atol=1e-6, rtol=0
+            )
+    before, after = (F.cross_entropy(classifier(images), labels) for images in (pixels, attacked))
+    assert after > before
+    assert delta[2:].abs().amax(dim=(1, 2, 3)).min() > epsilon / 2
+
+
+def test_the_box_projection_is_the_nearest_point():
+    generator = torch.Generator().manual_seed(0)
+    delta = torch.randn(2, 3, 4, 4, generator=generator)
+    low, high = -torch.rand(2, 3, 4, 4, generator=generator), torch.rand(2, 3, 4, 4, generator=generator)
+    nearest = PROJECTIONS["box"](delta, low, high)
+    assert F.avg_pool2d(nearest, 2).abs().max() < 1e-6
+    assert (nearest >= low).all()
+    assert (nearest <= high).all()
+    # The variational inequality of a projection: no feasible point lies in the direction of what was cut off.
+    for _ in range(50):
+        other = PROJECTIONS["box"](torch.randn(2, 3, 4, 4, generator=generator), low, high)
+        assert ((delta - nearest) * (other - nearest)).sum() <= 1e-4
+
+
+def test_the_studies_run_on_a_small_model(classifier, test_split, train_split, tiny_folder):
+    few, device = test_split.first(20), torch.device("cpu")
+    norms = studies.sensitivity(classifier, few, device, (0.0, 0.1))["norms"]
+    assert {sigma: len(values) for sigma, values in norms.items()} == {"0.0": 20, "0.1": 20}
+    eigenvalues = studies.curvature(classifier, few, device, (0.0,), subsets=2)["eigenvalues"]["0.0"]
+    assert len(eigenvalues) == 2
+    for one in eigenvalues:
+        assert one["lanczos"]["largest"] >= one["power_iteration"]["eigenvalue"] - 1e-2
+    end = load_classifier(str(tiny_folder), device)
+    result = studies.basin(classifier, end, few, train_split.first(20).images, device, alphas=(0.0, 1.0), batch_size=10)
+    first, last = result["path"]
+    assert {key: value for key, value in first.items() if key != "alpha"} == {
+        key: value for key, value in last.items() if key != "alpha"
+    }  # the same model at both ends
+    assert set(result["shapes"]) == set(studies.OPERATORS)
+    assert result["shapes"]["clean"]["start"]["slopes"] == [0.0, 0.0]
+    table = studies.null_space_table(classifier, few, device, {})
+    assert table.rows[:4] == ("clean", "free ε = 2/255", "free ε = 4/255", "free ε = 8/255")
+    assert table.predictions.shape == (10, 20)
