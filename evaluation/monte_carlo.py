@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import t as student_t
 
 from nula.evaluation.accuracy import Measurement, Table
+from nula.evaluation.statistics import mean_interval
 from nula.perturbations.appearance import gaussian_noise
 
 SIGMA = 0.05  # of the published study, in pixel values of [0, 1]
@@ -63,14 +63,18 @@ def gap(correct_a: np.ndarray, correct_b: np.ndarray, tolerance: float = 0.2) ->
         raise ValueError(
             f"a gap needs the same two or more realisations of both, got {correct_a.shape} and {correct_b.shape}."
         )
-    draws, count = correct_a.shape
+    count = correct_a.shape[1]
     differences = correct_b.astype(np.int64) - correct_a
     running = 100 * differences.cumsum(axis=1) / np.arange(1, count + 1)
     last = running[:, -1]
-    mean, std = float(last.mean()), float(last.std(ddof=1))
-    half = float(student_t.ppf(0.975, draws - 1)) * std / draws**0.5
+    mean, low, high = mean_interval(last)
     unsettled = np.flatnonzero((np.abs(running - last[:, None]) > tolerance).any(axis=0))
     settled = int(unsettled[-1]) + 2 if len(unsettled) else 1  # the first k after the last image that unsettled one
     return Gap(
-        running=running, mean=mean, std=std, interval=(mean - half, mean + half), tolerance=tolerance, settled=settled
+        running=running,
+        mean=mean,
+        std=float(last.std(ddof=1)),
+        interval=(low, high),
+        tolerance=tolerance,
+        settled=settled,
     )

@@ -4,13 +4,22 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import log_softmax
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion, in [0, 1] (E. B. Wilson, JASA 1927)."""
     interval = binomtest(correct, total).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of at least two independent values and its interval by Student's t: (mean, low, high)."""
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"an interval of a mean needs at least two values, got shape {values.shape}.")
+    half = t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
 
 
 def mcnemar_p(correct_a: np.ndarray, correct_b: np.ndarray) -> float:

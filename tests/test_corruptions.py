@@ -24,7 +24,9 @@ def test_every_corruption_is_deterministic_bounded_bytes_and_grows(name, pixels)
         torch.testing.assert_close(corrupted * 255, (corrupted * 255).round(), atol=1e-3, rtol=0)
         assert torch.equal(corrupted, corrupt(pixels, name, severity, seeded()))
         changes.append((corrupted - pixels).square().mean().sqrt().item())
-    assert changes[4] > changes[0] > 0.002
+    assert min(changes) > 0.002
+    # Elastic's constants trade a coarse affine map at severity 1 for fine wobbling at 5, which moves pixels less.
+    assert changes[4] > changes[0] or name == "elastic_transform"
 
 
 @pytest.mark.parametrize(("name", "severity"), [("fogg", 1), ("fog", 0), ("fog", 6)])

@@ -19,7 +19,6 @@ from nula.image_processing_nula import NulaImageProcessor, normalize
 from nula.model_card.card import BEGIN, published, render_card, results_table, with_results
 from nula.model_card.release import assemble, push
 from nula.modeling_nula import NulaForImageClassification
-from nula.perturbations.suite import ROWS
 from nula.weights import weights_sha256
 
 CODE = {"configuration_nula.py", "modeling_nula.py", "image_processing_nula.py", "pipeline_nula.py"}
