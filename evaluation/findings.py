@@ -46,8 +46,8 @@ def noise_gap(v0: Path, v1: Path) -> Finding:
     low, high = result.interval
     return Finding(
         claim="the gap Δ(k) converges to a positive value (published: +3.0 points, standard deviation 0.14)",
-        evidence=f"Δ = {result.mean:+.2f} points ({low:+.2f} to {high:+.2f}), standard deviation {result.std:.2f}; every "
-        f"realisation stays within {result.tolerance} points of its last value from k = {result.settled:,} images on",
+        evidence=f"Δ = {result.mean:+.2f} points ({low:+.2f} to {high:+.2f}), standard deviation {result.std:.2f}; "
+        f"every realisation stays within {result.tolerance} points of its last value from k = {result.settled:,} images on",
         verdict=_verdict(low, high),
     )
 
