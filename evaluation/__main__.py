@@ -107,9 +107,9 @@ def noise(arguments: argparse.Namespace) -> None:
 
 
 def corruptions(arguments: argparse.Namespace) -> None:
-    count = len(load_split(arguments.dataset, "test").labels)
+    labels = load_split(arguments.dataset, "test").labels
     part = "corruptions" if arguments.cifar10c is None else "cifar10c"
-    measure(arguments, studies.corruption_rows(arguments.cifar10c, count), part)
+    measure(arguments, studies.corruption_rows(arguments.cifar10c, labels), part)
 
 
 def compare(arguments: argparse.Namespace) -> None:

@@ -26,11 +26,10 @@ class PowerIteration:
 
 @dataclass(frozen=True, kw_only=True)
 class Spectrum:
-    """The smallest and the largest eigenvalue, and whether Lanczos converged to its tolerance."""
+    """The smallest and the largest eigenvalue; None where Lanczos did not converge to its tolerance."""
 
-    smallest: float
-    largest: float
-    converged: bool
+    smallest: float | None
+    largest: float | None
 
 
 def loss_hessian(classifier: torch.nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> LinearOperator:
@@ -77,9 +76,6 @@ def spectrum_ends(matrix: LinearOperator, *, iterations: int = 30, tolerance: fl
     start = np.random.default_rng(seed).standard_normal(matrix.shape[0]).astype(matrix.dtype)
     try:
         values = eigsh(matrix, k=2, which="BE", v0=start, tol=tolerance, maxiter=iterations, return_eigenvectors=False)
-        return Spectrum(smallest=float(values.min()), largest=float(values.max()), converged=True)
-    except ArpackNoConvergence as error:
-        values = error.eigenvalues
-        if len(values) == 0:
-            return Spectrum(smallest=float("nan"), largest=float("nan"), converged=False)
-        return Spectrum(smallest=float(values.min()), largest=float(values.max()), converged=False)
+    except ArpackNoConvergence:
+        return Spectrum(smallest=None, largest=None)
+    return Spectrum(smallest=float(values.min()), largest=float(values.max()))

@@ -6,17 +6,24 @@ import torch
 
 
 def require_evaluation_mode(model: torch.nn.Module) -> None:
-    """Raise ValueError unless `model` is in eval mode and float32 throughout.
+    """Raise ValueError unless `model` is in eval mode and computes in float32 throughout.
 
     In training mode batch normalisation mixes the images of a batch, and dropout is random: derivatives would be of
-    another function. In half precision second derivatives are noise.
+    another function. In lower precision, TensorFloat-32 of NVIDIA GPUs included, second derivatives are noise.
     """
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         raise ValueError(f"the model must be in eval mode; {training[0]} is in training mode.")
-    for name, parameter in model.named_parameters():
-        if parameter.dtype != torch.float32:
-            raise ValueError(f"the model must be float32 throughout; {name} is {parameter.dtype}.")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise ValueError(f"the model must be float32 throughout; {name} is {tensor.dtype}.")
+        if torch.is_autocast_enabled(tensor.device.type):
+            raise ValueError("derivatives must be computed in float32; autocast is on.")
+        if tensor.device.type == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32):
+            raise ValueError(
+                "derivatives must be computed in float32; set torch.backends.cudnn.allow_tf32 and "
+                "torch.backends.cuda.matmul.allow_tf32 to False."
+            )
 
 
 def jacobian_norms(

@@ -46,7 +46,7 @@ class Gap:
     `running` (D, N): over the first k images of each realisation. `mean`, `std` (n − 1) and the 95 % `interval` of the
     mean (Student's t) are of the D gaps over all images. They say how much the noise matters, not which images were
     drawn: that is McNemar's and Wilson's. `settled` is the smallest k from which on every realisation's running gap
-    stays within `tolerance` points of its own last value.
+    stays within `tolerance` points of `mean`, None where one ends outside.
     """
 
     running: np.ndarray
@@ -54,7 +54,7 @@ class Gap:
     std: float
     interval: tuple[float, float]
     tolerance: float
-    settled: int
+    settled: int | None
 
 
 def gap(correct_a: np.ndarray, correct_b: np.ndarray, tolerance: float = 0.2) -> Gap:
@@ -68,13 +68,13 @@ def gap(correct_a: np.ndarray, correct_b: np.ndarray, tolerance: float = 0.2) ->
     running = 100 * differences.cumsum(axis=1) / np.arange(1, count + 1)
     last = running[:, -1]
     mean, low, high = mean_interval(last)
-    unsettled = np.flatnonzero((np.abs(running - last[:, None]) > tolerance).any(axis=0))
-    settled = int(unsettled[-1]) + 2 if len(unsettled) else 1  # the first k after the last image that unsettled one
+    outside = np.flatnonzero((np.abs(running - mean) > tolerance).any(axis=0))
+    settled = int(outside[-1]) + 2 if len(outside) else 1  # k counts from 1, and the image after the last outside
     return Gap(
         running=running,
         mean=mean,
         std=float(last.std(ddof=1)),
         interval=(low, high),
         tolerance=tolerance,
-        settled=settled,
+        settled=settled if settled <= count else None,
     )

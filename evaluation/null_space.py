@@ -13,19 +13,22 @@ from torch.nn import functional as F
 BISECTIONS = 40  # halves an interval of at most 2 pixel values to below float32's precision
 
 
-def project_free(delta: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """No null space: the nearest point within the bounds, for comparison."""
+Projection = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def within_bounds(delta: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """The nearest δ with low <= δ <= high, in no null space."""
     return delta.clamp(low, high)
 
 
-def project_decimation(delta: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+def without_kept_pixels(delta: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     """The nearest δ within the bounds that stride-2 decimation drops: 0 on even rows and columns."""
     projected = delta.clamp(low, high)
     projected[..., ::2, ::2] = 0
     return projected
 
 
-def project_box(delta: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+def without_block_means(delta: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     """The nearest δ within the bounds whose 2x2 blocks have zero mean, which bilinear ×0.5 drops.
 
     (B, C, H, W) with even H and W. In each block it is clamp(δ − μ, low, high) with the μ that makes its sum 0, found
@@ -44,10 +47,10 @@ def project_box(delta: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> t
     return F.pixel_shuffle(projected.flatten(1, 2), 2)
 
 
-PROJECTIONS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "free": project_free,
-    "box": project_box,
-    "decimation": project_decimation,
+PROJECTIONS: dict[str, Projection] = {
+    "free": within_bounds,
+    "box": without_block_means,
+    "decimation": without_kept_pixels,
 }
 
 
@@ -62,8 +65,9 @@ def attack(
 ) -> torch.Tensor:
     """x + δ for pixels x (B, 3, H, W) in [0, 1], with the loss of `labels` (B,) raised by `steps` of signed gradients.
 
-    δ starts at 0, moves by 2.5 ε / steps at a time, and is projected after each move, by one of PROJECTIONS, onto
-    its constraint with ‖δ‖∞ ≤ ε and x + δ in [0, 1], so that no clamping is left to be done afterwards.
+    δ starts at 0 and moves by 2.5 ε / steps at a time along the sign of the gradient within the null space: the signs
+    of a whole gradient whose blocks are of one sign would be projected to nothing. After each move it is projected, by
+    one of PROJECTIONS, onto its constraint with ‖δ‖∞ ≤ ε and x + δ in [0, 1], so that no clamping is left to be done.
     """
     low, high = (-pixels).clamp(min=-epsilon), (1 - pixels).clamp(max=epsilon)
     project, delta = PROJECTIONS[projection], torch.zeros_like(pixels)
@@ -72,5 +76,12 @@ def attack(
         loss = F.cross_entropy(classifier(pixels + delta), labels, reduction="sum")
         [gradient] = torch.autograd.grad(loss, delta)
         with torch.no_grad():
-            delta = project(delta + 2.5 * epsilon / steps * gradient.sign(), low, high)
+            inside = _linear(project, gradient)
+            delta = project(delta + 2.5 * epsilon / steps * inside.sign(), low, high)
     return pixels + delta
+
+
+def _linear(project: Projection, gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient's part in the null space: its projection within bounds that are never reached."""
+    bound = torch.full_like(gradient, 4 * float(gradient.abs().max()) + 1e-12)
+    return project(gradient, -bound, bound)

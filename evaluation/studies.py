@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,27 +25,32 @@ SIGMAS = (0.0, 0.025, 0.05, 0.1)  # of Gaussian noise, at which derivatives are 
 EPSILONS = (2, 4, 8)  # bounds of the attack, in 255ths of the pixel range
 ALPHAS = (-0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
+CLEAN, NOISE, RESIZE = "clean", "Gaussian noise σ = 0.05", "resize ×0.25"
 OPERATORS: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
-    "clean": lambda pixels, generator: pixels,
-    "Gaussian noise σ = 0.05": lambda pixels, generator: gaussian_noise(pixels, 0.05, generator),
-    "resize ×0.25": lambda pixels, generator: resize(pixels, 0.25, "bilinear"),
+    CLEAN: lambda pixels, generator: pixels,
+    NOISE: lambda pixels, generator: gaussian_noise(pixels, 0.05, generator),
+    RESIZE: lambda pixels, generator: resize(pixels, 0.25, "bilinear"),
     "decimate ×2": lambda pixels, generator: decimate(pixels, 2),
     "checkerboard ε = 0.05": lambda pixels, generator: checkerboard(pixels, 0.05),
 }
 """The structured operators v1 is fine-tuned on, and noise, at the table's strength."""
 
 
-def corruption_rows(official: Path | None, count: int) -> list[Measurement]:
+def corruption_rows(official: Path | None, labels: torch.Tensor) -> list[Measurement]:
     """Every corruption at every severity: made here, or read from the CIFAR-10-C arrays in the folder `official`.
 
     Raises:
-        FileNotFoundError, ValueError: no array there, or one that is not of five severities of `count` images.
+        FileNotFoundError, ValueError: no arrays there, labels other than `labels` (N,) five times over, or an array
+            that is not of five severities of N images.
     """
+    count = len(labels)
     if official is None:
         return [_made_here(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
     files = sorted(file for file in official.glob("*.npy") if file.stem != "labels")
     if not files:
         raise FileNotFoundError(f"{official} holds none of CIFAR-10-C's arrays, such as fog.npy.")
+    if not np.array_equal(np.load(official / "labels.npy"), np.tile(labels.numpy(), len(SEVERITIES))):
+        raise ValueError(f"{official / 'labels.npy'} does not hold the labels of the data set five times over.")
     rows = []
     for file in files:
         stacked = np.load(file, mmap_mode="r")
@@ -85,8 +91,11 @@ def curvature(
 ) -> dict:
     """Both ends of the spectrum of the loss's Hessian, and what power iteration says, under noise of each strength.
 
-    The data are cut into `subsets` of equal size, each with a spectrum of its own, so that the spread can be told.
+    The data are cut into `subsets` of equal size (ValueError where they cannot be), each with a spectrum of its own, so
+    that the spread can be told.
     """
+    if len(data.labels) % subsets:
+        raise ValueError(f"{len(data.labels)} images cannot be cut into {subsets} equal subsets.")
     results = {}
     for sigma in sigmas:
         pixels = _noisy(data, sigma, device)
@@ -110,15 +119,15 @@ def basin(
     alphas: Sequence[float] = ALPHAS,
     batch_size: int = 250,
 ) -> dict:
-    """The line from `start` to `end`: accuracy along it, and the loss's shape along it at both ends.
+    """The line from `start` to `end`: accuracy along it, and the shape of the loss at its start.
 
     Accuracies are in percent on `data`, with BatchNorm statistics interpolated and measured anew on the uint8 images
-    `calibration` (N, 32, 32, 3), for clean, noisy and resized images. Slopes and curvatures, dL/dα and d²L/dα², are
-    given for each batch and operator.
+    `calibration` (N, 32, 32, 3), for clean, noisy and resized images. For each batch and operator there are dL/dα,
+    d²L/dα² and the loss itself at α = 0 and 1, all with the BatchNorm statistics of `start`.
     """
     labels = data.labels.to(device)
     perturbed = {name: _perturbed(data, operator, device) for name, operator in OPERATORS.items()}
-    shown = ("clean", "Gaussian noise σ = 0.05", "resize ×0.25")
+    shown = (CLEAN, NOISE, RESIZE)
     path = []
     for alpha in tqdm(alphas, desc="between the models", unit="α"):
         mixed = interpolate(start, end, alpha)
@@ -130,15 +139,17 @@ def basin(
                 "measured_anew": {name: _accuracy(renewed, perturbed[name], labels) for name in shown},
             }
         )
+    # Along Δθ alone: at the end of the line with the statistics of its start, as the derivatives have it.
     last = dict(end.named_parameters())
     direction = {name: (last[name] - parameter).detach() for name, parameter in start.named_parameters()}
+    moved = deepcopy(start)
+    moved.load_state_dict({name: parameter.detach() for name, parameter in last.items()}, strict=False)
     shapes = {}
     for name, pixels in tqdm(perturbed.items(), desc="shape along the line", unit="operator"):
         batches = list(zip(pixels.split(batch_size), labels.split(batch_size)))
         shapes[name] = {
-            "start": asdict(shape_along(start, direction, batches)),
-            "end": asdict(shape_along(end, direction, batches)),
-            "loss": {key: _losses(model, batches) for key, model in (("start", start), ("end", end))},
+            **asdict(shape_along(start, direction, batches)),
+            "loss": {key: _losses(model, batches) for key, model in (("start", start), ("end", moved))},
         }
     return {"path": path, "shapes": shapes}
 

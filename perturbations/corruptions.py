@@ -2,8 +2,8 @@
 
 The kinds and constants are those of D. Hendrycks and T. Dietterich, "Benchmarking Neural Network Robustness to Common
 Corruptions and Perturbations" (ICLR 2019), in hendrycks/robustness, ImageNet-C/create_c/make_cifar_c.py. The images
-are not those of CIFAR-10-C, whose random numbers were not kept, and accuracies on both differ by up to about two points
-a corruption: figures on these must not be called CIFAR-10-C's. Frost, which needs photographs, is left out.
+are not those of CIFAR-10-C, whose random numbers were not kept, and a mean over fourteen is not one over fifteen:
+figures on these must not be called CIFAR-10-C's. Frost, which needs photographs, is left out.
 
 Each function takes pixels (B, 3, 32, 32) in [0, 1], a severity from 1 to 5 and a CPU generator, and gives the same
 shape. `corrupt` rounds down to bytes, as the source does.

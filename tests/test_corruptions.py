@@ -77,13 +77,13 @@ def test_motion_blur_smears_a_point_along_a_line_from_it():
 
 
 def test_glass_moves_pixels_by_one_at_most():
-    position = (torch.arange(32).view(-1, 1) * 4 + torch.arange(32) % 4 * 0).float().expand(1, 3, 32, 32) / 255
+    position = (torch.arange(32).view(-1, 1) * 4 / 255).expand(1, 3, 32, 32)
     moved = CORRUPTIONS["glass_blur"](position, 1, seeded())
     assert ((moved - position).abs() <= 4.5 / 255).all()
     assert (moved != position).float().mean() > 0.3
 
 
-def test_fog_is_smooth_and_bright(pixels):
+def test_fog_is_smooth_and_bright():
     black_with_a_light = torch.zeros(4, 3, 32, 32)
     black_with_a_light[:, :, 0, 0] = 1.0
     fog = CORRUPTIONS["fog"](black_with_a_light, 5, seeded())[:, 0, 1:, 1:]
@@ -94,13 +94,17 @@ def test_fog_is_smooth_and_bright(pixels):
 
 def test_official_arrays_are_read_as_they_are(tmp_path):
     stacked = np.random.default_rng(0).integers(0, 256, (5 * 20, 32, 32, 3), dtype=np.uint8)
+    labels = torch.arange(20) % 10
     np.save(tmp_path / "frost.npy", stacked)
-    np.save(tmp_path / "labels.npy", np.zeros(100, dtype=np.uint8))
-    rows = corruption_rows(tmp_path, 20)
+    np.save(tmp_path / "labels.npy", np.tile(labels.numpy(), 5).astype(np.uint8))
+    rows = corruption_rows(tmp_path, labels)
     assert [row.name for row in rows] == [f"frost {severity}" for severity in SEVERITIES]
     assert np.array_equal(rows[3].images, stacked[60:80])
-    with pytest.raises(ValueError, match=r"must be uint8 \(50, 32, 32, 3\)"):
-        corruption_rows(tmp_path, 10)
+    with pytest.raises(ValueError, match="does not hold the labels of the data set"):
+        corruption_rows(tmp_path, labels.flip(0))
+    np.save(tmp_path / "fog.npy", stacked[:50])
+    with pytest.raises(ValueError, match=r"fog\.npy holds uint8 \(50, 32, 32, 3\), must be uint8 \(100, 32, 32, 3\)"):
+        corruption_rows(tmp_path, labels)
     with pytest.raises(FileNotFoundError, match="holds none of CIFAR-10-C's arrays"):
-        corruption_rows(tmp_path / "nowhere", 10)
-    assert len(corruption_rows(None, 20)) == len(CORRUPTIONS) * 5
+        corruption_rows(tmp_path / "nowhere", labels)
+    assert len(corruption_rows(None, labels)) == len(CORRUPTIONS) * 5
