@@ -206,9 +206,7 @@ def test_the_basin_is_measured_from_start_to_end(classifier, test_split, train_s
     with torch.no_grad():
         end.model.classifier.weight.add_(1e-3 * torch.randn(end.model.classifier.weight.shape))
         end.model.nula.stages[0].widening.normalization.running_mean.add_(1.0)  # not part of Δθ
-    result = studies.basin(
-        classifier, end, few, train_split.first(20).images, device, alphas=(0.0, 0.5), batch_size=10
-    )
+    result = studies.basin(classifier, end, few, train_split.first(20).images, device, alphas=(0.0, 0.5), batch_size=10)
     assert [point["alpha"] for point in result["path"]] == [0.0, 0.5]
     assert set(result["shapes"]) == set(studies.OPERATORS)
     for shape in result["shapes"].values():
