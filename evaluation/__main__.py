@@ -70,7 +70,7 @@ def measure(arguments: argparse.Namespace, rows: list[Measurement], part: str = 
         )
         tables.append(table)
         if accelerator.is_main_process:
-            save_finished(table, folder, described)
+            save_finished(table, folder, described, rows)
             print(f"\n{model}: {len(table.labels)} images; raw results in {folder}")
             print_accuracies(table)
     if accelerator.is_main_process:

@@ -59,6 +59,8 @@ class Table:
 
     def accuracies(self) -> dict[str, float]:
         """Row name to accuracy in percent."""
+        if len(set(self.rows)) < len(self.rows):
+            raise ValueError("the table measures a row more than once; its accuracies have no single value.")
         correct = self.predictions == self.labels
         return {row: 100 * float(share) for row, share in zip(self.rows, correct.mean(axis=1))}
 
@@ -72,6 +74,7 @@ class Table:
             predictions=self.predictions,
             labels=self.labels,
         )
+        (folder / "logits.npz").unlink(missing_ok=True)
         if self.logits is not None:
             np.savez_compressed(folder / "logits.npz", logits=self.logits)
         (folder / "provenance.json").write_text(json.dumps(self.provenance, indent=2) + "\n")
@@ -109,11 +112,9 @@ def predict(
         batch = torch.as_tensor(np.ascontiguousarray(images[start : start + BLOCK])).to(device)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + int(block))
         pixels = apply(batch.permute(0, 3, 1, 2).float() / 255, generator)
-        begin = time.perf_counter()
+        begin = _time(device)
         logits = classifier(pixels).float()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        seconds += time.perf_counter() - begin
+        seconds += _time(device) - begin
         padded = F.pad(logits, (0, 0, 0, BLOCK - len(logits)))  # the last block may be shorter
         gathered.append(accelerator.gather_for_metrics(padded.unsqueeze(0)).cpu())  # (processes, BLOCK, classes)
         if progress is not None:
@@ -134,14 +135,15 @@ def evaluate(
 ) -> Table:
     """Measure every row of one classifier.
 
-    With `folder`, rows are kept there one by one, and those that an interrupted evaluation of the same `provenance`
-    left are not computed again; they are removed by `Table.save`'s caller through `forget`.
+    With `folder`, each row is kept there once it is measured, and rows that an interrupted evaluation of the same
+    `provenance` and rows left are not measured again; `save_finished` replaces them by the table. The provenance gains
+    `seconds` and, of these, `forward_seconds` in the classifier.
 
     Raises:
         ValueError: the classifier gives no finite logits.
     """
-    kept = None if folder is None else partial_folder(folder, provenance)
-    logits, forward_seconds, begin = [], 0.0, time.perf_counter()
+    kept = None if folder is None else partial_folder(folder, provenance, measurements)
+    logits, times = [], []
     with tqdm(
         total=len(measurements) * len(data.labels),
         unit="image",
@@ -149,42 +151,53 @@ def evaluate(
         disable=not accelerator.is_main_process,
     ) as progress:
         for index, measurement in enumerate(measurements):
-            file = None if kept is None else kept / f"{index:03d}.npy"
+            file = None if kept is None else kept / f"{index:03d}.npz"
             if file is not None and file.exists():
-                logits.append(torch.from_numpy(np.load(file)))
+                with np.load(file) as stored:
+                    logits.append(torch.from_numpy(stored["logits"]))
+                    times.append(stored["times"])
                 progress.update(len(data.labels))
                 continue
+            begin = time.perf_counter()
             images = data.images if measurement.images is None else measurement.images
             row, seconds = predict(classifier, images, measurement.apply, measurement.seed, accelerator, progress)
             if not row.isfinite().all():
                 raise ValueError(f"the classifier's logits under {measurement.name} are not all finite.")
-            forward_seconds += seconds
             logits.append(row)
+            times.append(np.array([time.perf_counter() - begin, seconds]))
             accelerator.wait_for_everyone()  # before a file appears, every process has looked for it
             if file is not None and accelerator.is_main_process:
                 kept.mkdir(parents=True, exist_ok=True)
-                np.save(kept / "incomplete.npy", row.numpy())
-                (kept / "incomplete.npy").replace(file)
+                np.savez(kept / "incomplete.npz", logits=row.numpy(), times=times[-1])
+                (kept / "incomplete.npz").replace(file)
     stacked = torch.stack(logits)  # (R, N, classes)
-    times = {"seconds": round(time.perf_counter() - begin, 1), "forward_seconds": round(forward_seconds, 1)}
+    seconds, forward_seconds = np.sum(times, axis=0).round(1).tolist()
     return Table(
         rows=tuple(measurement.name for measurement in measurements),
         seeds=tuple(measurement.seed for measurement in measurements),
         predictions=stacked.argmax(dim=2).numpy().astype(np.uint8),
         labels=data.labels.numpy().astype(np.uint8),
-        provenance={**provenance, **times},
+        provenance={**provenance, "seconds": seconds, "forward_seconds": forward_seconds},
         logits=stacked.half().numpy() if keep_logits else None,
     )
 
 
-def partial_folder(folder: Path, provenance: dict) -> Path:
-    """Where the rows of an evaluation that is not finished are kept: one place for each `provenance`, dates aside."""
+def _time(device: torch.device) -> float:
+    """Seconds, after the device has finished what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+def partial_folder(folder: Path, provenance: dict, measurements: Sequence[Measurement]) -> Path:
+    """Where an unfinished evaluation keeps its rows: one place for each `provenance`, dates aside, and set of rows."""
     identity = {key: value for key, value in provenance.items() if key != "date"}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    rows = [(measurement.name, measurement.seed) for measurement in measurements]
+    digest = hashlib.sha256(json.dumps([identity, rows], sort_keys=True).encode()).hexdigest()
     return folder / f"partial-{digest[:12]}"
 
 
-def save_finished(table: Table, folder: Path, provenance: dict) -> None:
-    """Save the table of an evaluation that was started with `folder` and `provenance`, then drop its single rows."""
+def save_finished(table: Table, folder: Path, provenance: dict, measurements: Sequence[Measurement]) -> None:
+    """Save the table of an evaluation that was started with these arguments, then drop its single rows."""
     table.save(folder)
-    shutil.rmtree(partial_folder(folder, provenance), ignore_errors=True)
+    shutil.rmtree(partial_folder(folder, provenance, measurements), ignore_errors=True)

@@ -8,10 +8,11 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from transformers.image_processing_utils import BaseImageProcessor
 
 from nula.configuration_nula import CIFAR10_LABELS, NulaConfig
+from nula.dataset import SIDE
 from nula.image_processing_nula import RESAMPLING, NulaImageProcessor, normalize
 from nula.weights import load_model
 
-UNSUPPORTED = ("do_pad", "do_reduce_labels", "do_thumbnail")  # steps of a processor that are not done here
+BYTES_OFF = 2.5  # of 255: how far rounding between a processor's steps may lead from the same without rounding
 
 
 class PixelClassifier(torch.nn.Module):
@@ -40,7 +41,7 @@ def load_classifier(name: str, device: torch.device) -> PixelClassifier:
     if PreTrainedConfig.get_config_dict(name)[0].get("model_type") == NulaConfig.model_type:
         model, processor = load_model(name), NulaImageProcessor.from_pretrained(name)
     else:
-        model = AutoModelForImageClassification.from_pretrained(name)
+        model = load_model(name, AutoModelForImageClassification)
         processor = AutoImageProcessor.from_pretrained(name)
     if model.config.num_labels != len(CIFAR10_LABELS):
         raise ValueError(
@@ -62,39 +63,40 @@ def preprocessing(processor: BaseImageProcessor) -> Callable[[torch.Tensor], tor
     """The processor's resize, centre crop and normalisation on pixels in [0, 1], without its rounding to bytes.
 
     Raises:
-        ValueError: the processor does something else too, or resizes by another filter than bilinear or bicubic.
+        ValueError: on an image of random bytes it does not give what the processor itself gives, but for rounding: the
+            processor does something that is not known here.
     """
-    for step in UNSUPPORTED:
-        if getattr(processor, step, None):
-            raise ValueError(f"{type(processor).__name__} has {step}=True, which is not supported.")
-    if not getattr(processor, "do_rescale", True):
-        raise ValueError(f"{type(processor).__name__} has do_rescale=False: its pixels are not in [0, 1].")
     size, crop = _sizes(processor)
-    resample = getattr(processor, "resample", None)
-    if size and resample not in RESAMPLING:
-        raise ValueError(f"{type(processor).__name__} resizes by resample={resample}; bilinear and bicubic are known.")
+    mode = RESAMPLING.get(getattr(processor, "resample", None))
+    normalized = getattr(processor, "do_normalize", False)
 
     def prepare(pixels: torch.Tensor) -> torch.Tensor:
-        if size and size != tuple(pixels.shape[2:]):
-            mode = RESAMPLING[resample]
+        if size and mode and size != tuple(pixels.shape[2:]):
             pixels = F.interpolate(pixels, size, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
         if crop:
             top, left = ((length - cropped) // 2 for length, cropped in zip(pixels.shape[2:], crop))
             pixels = pixels[:, :, top : top + crop[0], left : left + crop[1]]
-        if getattr(processor, "do_normalize", False):
-            pixels = normalize(pixels, processor.image_mean, processor.image_std)
-        return pixels
+        return normalize(pixels, processor.image_mean, processor.image_std) if normalized else pixels
 
+    image = torch.randint(256, (SIDE, SIDE, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    expected = processor(image.numpy(), return_tensors="pt").pixel_values
+    given = prepare(image.permute(2, 0, 1).unsqueeze(0).float() / 255)
+    rounding = BYTES_OFF / 255 / min(processor.image_std if normalized else [1.0])
+    if given.shape != expected.shape or (given - expected).abs().max() > rounding:
+        raise ValueError(
+            f"{type(processor).__name__} does more than resize (bilinear or bicubic), crop, scale to [0, 1] and "
+            "normalise, or does it otherwise; give the classifier as a Python function."
+        )
     return prepare
 
 
 def _sizes(processor: BaseImageProcessor) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
     """(height, width) to resize a square image to, and to crop it to; None for a step that is not done."""
 
-    def pair(size) -> tuple[int, int]:
-        if size.get("shortest_edge"):
-            return (size["shortest_edge"],) * 2
-        return size["height"], size["width"]
+    def pair(size) -> tuple[int, int] | None:
+        if size is None or not (size.get("shortest_edge") or size.get("height")):
+            return None
+        return (size["shortest_edge"],) * 2 if size.get("shortest_edge") else (size["height"], size["width"])
 
     size = pair(processor.size) if getattr(processor, "do_resize", False) else None
     crop = pair(processor.crop_size) if getattr(processor, "do_center_crop", False) else None

@@ -81,9 +81,10 @@ def jacobian(v0: Path, v1: Path) -> Finding:
     # Of logarithms, so that halving and doubling weigh the same and neither model is favoured.
     ratios = {sigma: np.exp(mean_interval(np.log(second[sigma]) - np.log(first[sigma]))) for sigma in first}
     shown = [f"σ = {sigma}: × {middle:.2f} ({low:.2f} to {high:.2f})" for sigma, (middle, low, high) in ratios.items()]
+    count = len(next(iter(first.values())))
     return Finding(
         claim="lower first-order sensitivity: the Jacobian's Frobenius norm is lower for v1",
-        evidence=f"v1's norm over v0's, geometric mean over {len(next(iter(first.values()))):,} images: {'; '.join(shown)}",
+        evidence=f"v1's norm over v0's, geometric mean over {count:,} images: {'; '.join(shown)}",
         verdict=_all([_positive(1 - high, 1 - low) for _, low, high in ratios.values()]),
     )
 
@@ -99,7 +100,7 @@ def curvature(v0: Path, v1: Path) -> Finding:
                 shown.append(f"{title}: not converged")
                 verdicts.append(UNCLEAR)
                 continue
-            mean, low, high = mean_interval(np.subtract(b, a))
+            _, low, high = mean_interval(np.subtract(b, a))
             shown.append(f"{title}: {np.mean(a):.3g} and {np.mean(b):.3g} ({low:+.3g} to {high:+.3g})")
             verdicts.append(_positive(-high, -low))
     return Finding(

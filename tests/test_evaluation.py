@@ -1,6 +1,6 @@
 """The table of any classifier: raw, resumable, the same on any number of processes; and what is derived from it."""
 
-import json
+import shutil
 import subprocess
 import sys
 
@@ -9,11 +9,17 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import ROOT, SAMPLE
-from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification, ViTImageProcessor
+from safetensors.torch import load_file, save_file
+from transformers import (
+    ConvNextImageProcessor,
+    MobileViTImageProcessor,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTImageProcessor,
+)
 
 from nula.configuration_nula import CIFAR10_LABELS
 from nula.dataset import Split
-from nula.evaluation import accuracy
 from nula.evaluation.accuracy import Table, evaluate, partial_folder, table_rows
 from nula.evaluation.classifiers import load_classifier, preprocessing
 from nula.evaluation.monte_carlo import correct_draws, gap, noise_rows
@@ -50,7 +56,7 @@ def test_a_table_is_stored_raw_and_read_again(test_split, tmp_path):
     assert (gray == 0).all()  # three equal channels
 
 
-def test_what_was_measured_before_an_interruption_is_not_measured_again(test_split, tmp_path, monkeypatch):
+def test_what_was_measured_before_an_interruption_is_not_measured_again(test_split, tmp_path):
     rows, asked = table_rows(0), []
 
     def classifier(pixels):
@@ -62,7 +68,7 @@ def test_what_was_measured_before_an_interruption_is_not_measured_again(test_spl
     arguments = (test_split, rows, Accelerator(cpu=True), {"weights": "x", "date": "today"})
     with pytest.raises(KeyboardInterrupt):
         evaluate(classifier, *arguments, folder=tmp_path)
-    assert len(list(partial_folder(tmp_path, arguments[-1]).glob("0*.npy"))) == 7
+    assert len(list(partial_folder(tmp_path, arguments[-1], rows).glob("0*.npz"))) == 7
     resumed = evaluate(classifier, *arguments[:-1], {"weights": "x", "date": "tomorrow"}, folder=tmp_path)
     assert len(asked) == 8 + 13
     assert np.array_equal(resumed.predictions, evaluate(brightest_channel, *arguments).predictions)
@@ -78,7 +84,7 @@ def test_logits_that_are_not_finite_are_refused(test_split):
         evaluate(classifier, test_split, table_rows(0), Accelerator(cpu=True), {})
 
 
-def test_two_processes_count_as_one(tmp_path, tiny_folder, monkeypatch):
+def test_two_processes_count_as_one(tmp_path, tiny_folder):
     """Blocks of 64 images, of which the last is shorter: 200 images are four blocks."""
     code = (
         "import sys; from nula.evaluation import accuracy; accuracy.BLOCK = 64; "
@@ -148,15 +154,27 @@ def test_preprocessing_is_the_processors_own(test_split):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "processor",
     [
-        ({"do_rescale": False}, "do_rescale=False"),
-        ({"resample": 0}, "resample=0"),
+        ViTImageProcessor(do_rescale=False),
+        ViTImageProcessor(rescale_factor=1 / 127.5),
+        ViTImageProcessor(resample=0),
+        ViTImageProcessor(size={"height": 64, "width": 64}, do_pad=True, pad_size={"height": 80, "width": 80}),
+        MobileViTImageProcessor(),  # blue comes first
     ],
 )
-def test_a_processor_that_does_something_else_is_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        preprocessing(ViTImageProcessor(**({"resample": 2} | change)))
+def test_a_processor_that_does_something_else_is_refused(processor):
+    with pytest.raises(ValueError, match="does more than resize"):
+        preprocessing(processor)
+
+
+def test_weights_that_do_not_fit_are_refused(stock_folder, tmp_path):
+    shutil.copytree(stock_folder, tmp_path / "headless")
+    tensors = load_file(tmp_path / "headless" / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier")}
+    save_file(kept, tmp_path / "headless" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="do not fit the model"):
+        load_classifier(str(tmp_path / "headless"), torch.device("cpu"))
 
 
 def test_another_number_of_classes_is_refused(tmp_path):
@@ -239,8 +257,3 @@ def test_a_gap_by_hand():
     assert result.settled == 3  # 33.3 is within 10 of 25, 0 is not
     with pytest.raises(ValueError, match="two or more realisations"):
         gap(a[:1], b[:1])
-
-
-def test_the_block_size_is_part_of_the_definition_of_noise():
-    assert accuracy.BLOCK == 500
-    assert json.dumps([row.seed for row in table_rows(3)]) == json.dumps([3] * 20)

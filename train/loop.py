@@ -134,9 +134,8 @@ def train(
             timed = step % TIMED_EVERY == TIMED_EVERY // 2  # not the first step, in which a model may be compiled
             begin = clock.read() if timed else 0.0
             share = indices.chunk(processes)[rank].to(device)
-            step_seed = _mixed(seed, epoch, step, rank)
-            generator.manual_seed(step_seed)
-            torch.manual_seed(step_seed)  # dropout draws from the generator of the device
+            generator.manual_seed(_mixed(seed, epoch, step, rank))
+            torch.manual_seed(_mixed(seed, epoch, step, rank, 1))  # dropout draws from the device's own generator
             pixels, operators = perturb(crop_and_flip(images, share, recipe, generator), recipe, generator)
             middle = clock.read() if timed else 0.0
             logits = model(normalize(pixels)).logits
