@@ -5,7 +5,7 @@ import shlex
 from importlib.metadata import version
 from pathlib import Path
 
-LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "pillow")
+LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "pillow", "scipy")
 
 
 def public_argument(argument: str) -> str:

@@ -6,6 +6,7 @@ Measures classifiers. Every command leaves raw results with their provenance; `c
 import argparse
 import datetime
 import sys
+from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from nula.dataset import Split, load_split
 from nula.evaluation import studies
 from nula.evaluation.accuracy import Measurement, Table, evaluate, save_finished, table_rows
 from nula.evaluation.classifiers import load_classifier
+from nula.evaluation.findings import findings
 from nula.evaluation.monte_carlo import noise_rows
-from nula.evaluation.statistics import flips, mcnemar_p, wilson_interval
+from nula.evaluation.statistics import calibration, flips, mcnemar_p, wilson_interval
+from nula.launcher import start_cpu_processes
 from nula.perturbations.suite import DEFINITIONS_VERSION
 from nula.provenance import command_again, library_versions, public_argument
 from nula.weights import weights_sha256
@@ -53,7 +56,7 @@ def folders(models: list[str], output: Path) -> list[Path]:
 
 def measure(arguments: argparse.Namespace, rows: list[Measurement], part: str = "", keep_logits: bool = False) -> None:
     """Evaluate every model under `rows` and print what came out."""
-    accelerator = Accelerator(cpu=arguments.device == "cpu")
+    accelerator = Accelerator(cpu=arguments.cpu)
     data = load_split(arguments.dataset, "test")
     tables = []
     for model, output in zip(arguments.model, folders(arguments.model, arguments.output)):
@@ -71,6 +74,11 @@ def measure(arguments: argparse.Namespace, rows: list[Measurement], part: str = 
         tables.append(table)
         if accelerator.is_main_process:
             save_finished(table, folder, described, rows)
+            if table.logits is not None:
+                calibrations = {
+                    row: asdict(calibration(logits, table.labels)) for row, logits in zip(table.rows, table.logits)
+                }
+                studies.save_json({"rows": calibrations}, table.provenance, folder / "calibration.json")
             print(f"\n{model}: {len(table.labels)} images; raw results in {folder}")
             print_accuracies(table)
     if accelerator.is_main_process:
@@ -116,9 +124,23 @@ def compare(arguments: argparse.Namespace) -> None:
     print_comparison(*map(Table.load, arguments.results))
 
 
+def claims(arguments: argparse.Namespace) -> None:
+    for finding in findings(*arguments.results):
+        print(f"{finding.claim}: {finding.verdict}\n    {finding.evidence}")
+
+
+def single_device(arguments: argparse.Namespace) -> torch.device:
+    """The device of a study, in full float32. ValueError under a launcher of several processes."""
+    accelerator = Accelerator(cpu=arguments.cpu)
+    if accelerator.num_processes > 1:
+        raise ValueError(f"{arguments.command} runs in one process, got {accelerator.num_processes}.")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return accelerator.device
+
+
 def study(arguments: argparse.Namespace) -> None:
     """One of the studies of derivatives and attacks, each on the first `--images` of the test split."""
-    device = torch.device(arguments.device)
+    device = single_device(arguments)
     data = load_split(arguments.dataset, "test").first(arguments.images)
     for model, output in zip(arguments.model, folders(arguments.model, arguments.output)):
         classifier, described = load_classifier(model, device), provenance(model, arguments.dataset, data, device)
@@ -135,7 +157,7 @@ def study(arguments: argparse.Namespace) -> None:
 
 
 def basin(arguments: argparse.Namespace) -> None:
-    device = torch.device(arguments.device)
+    device = single_device(arguments)
     data = load_split(arguments.dataset, "test").first(arguments.images)
     calibration = load_split(arguments.dataset, "train").first(arguments.images).images
     start, end = load_classifier(arguments.start, device), load_classifier(arguments.model, device)
@@ -154,7 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--model", required=True, help="Hub id or folder of a model of ten classes", **action)
         command.add_argument("--dataset", default="uoft-cs/cifar10", help="Hub id, or a folder of the same layout")
         command.add_argument("--output", type=Path, required=True, help="receives the results")
-        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
+        command.add_argument("--cpu", action="store_true", help="even where there is an accelerator")
         command.set_defaults(run=run)
         return command
 
@@ -177,10 +199,14 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("compare", help="two stored tables, row by row")
     command.add_argument("results", type=Path, nargs=2, help="folders of predictions.npz")
     command.set_defaults(run=compare)
+    command = commands.add_parser("claims", help="what the results say about the claims of the published cards")
+    command.add_argument("results", type=Path, nargs=2, help="folders of the results of v0 and of v1")
+    command.set_defaults(run=claims)
     return parser
 
 
 def main() -> None:
+    start_cpu_processes()
     arguments = build_parser().parse_args()
     try:
         arguments.run(arguments)

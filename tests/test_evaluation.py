@@ -97,7 +97,7 @@ def test_two_processes_count_as_one(tmp_path, tiny_folder):
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         arguments = ["table", "--model", str(tiny_folder), "--dataset", str(SAMPLE), "--output", str(output)]
         subprocess.run(
-            [sys.executable, *launcher, str(tmp_path / "blocks.py"), *arguments, "--device", "cpu"],
+            [sys.executable, *launcher, str(tmp_path / "blocks.py"), *arguments, "--cpu"],
             check=True,
             cwd=ROOT,
             capture_output=True,

@@ -8,7 +8,6 @@ import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
@@ -19,6 +18,7 @@ from nula.dataset import Split, load_split
 from nula.evaluation.accuracy import evaluate, table_rows
 from nula.evaluation.classifiers import load_classifier
 from nula.image_processing_nula import NulaImageProcessor
+from nula.launcher import start_cpu_processes
 from nula.modeling_nula import NulaForImageClassification
 from nula.provenance import command_again, library_versions, public_argument
 from nula.train.interruption import TrainingInterrupted
@@ -152,34 +152,13 @@ def _measure(folder: Path, data: Split, accelerator: Accelerator) -> dict[str, f
 
 
 def prepare(arguments: argparse.Namespace) -> Accelerator:
-    _start_cpu_processes()
+    start_cpu_processes()
     set_seed(arguments.seed)
     trackers = [tracker.value for tracker in get_available_trackers()]  # accelerate would only log at debug level
     if arguments.report_to and arguments.report_to not in trackers:
         installed = ", ".join(trackers) or "none"
         raise SystemExit(f"error: --report_to {arguments.report_to} is not installed; installed trackers: {installed}.")
     return Accelerator(log_with=arguments.report_to, project_dir=arguments.output_dir)
-
-
-def _start_cpu_processes() -> None:
-    """Be two processes where `accelerate launch --cpu --num_processes 2` asks for two.
-
-    On a CPU accelerate's launcher (1.15) leaves starting more than one process to MPI: it starts one, sets the address
-    at which they would meet (on one machine, 127.0.0.1), and says nothing. Then this process becomes torchrun with the
-    number that the launcher was given.
-    """
-    environment = os.environ
-    started_otherwise = any(name in environment for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
-    on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    if started_otherwise or not on_cpu or environment.get("MASTER_ADDR") != "127.0.0.1":
-        return
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--num_processes", "--num-processes", type=int)
-    processes = parser.parse_known_args(psutil.Process().parent().cmdline())[0].num_processes
-    if processes is None:
-        raise SystemExit("error: give the number of CPU processes on the command line: --cpu --num_processes 2.")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    os.execv(sys.executable, [sys.executable, *torchrun, *sys.argv])
 
 
 def _hardware(accelerator: Accelerator) -> dict:

@@ -1,0 +1,30 @@
+"""What every program that `accelerate launch` starts has to do first."""
+
+import argparse
+import os
+import sys
+
+import psutil
+
+
+def start_cpu_processes() -> None:
+    """Be two processes where `accelerate launch --cpu --num_processes 2` asks for two.
+
+    On a CPU accelerate's launcher (1.15) leaves starting more than one process to MPI: it starts one, sets the address
+    at which they would meet (on one machine, 127.0.0.1), and says nothing. Then this process becomes torchrun with the
+    number that the launcher was given.
+    """
+    environment = os.environ
+    started_otherwise = any(name in environment for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
+    on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    if started_otherwise or not on_cpu or environment.get("MASTER_ADDR") != "127.0.0.1":
+        return
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--num_processes", "--num-processes", type=int)
+    processes = parser.parse_known_args(psutil.Process().parent().cmdline())[0].num_processes
+    if processes is None:
+        raise SystemExit("error: give the number of CPU processes on the command line: --cpu --num_processes 2.")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    module = sys.modules["__main__"].__spec__  # None for a script
+    program = ["-m", module.parent] if module else [sys.argv[0]]
+    os.execv(sys.executable, [sys.executable, *torchrun, *program, *sys.argv[1:]])
