@@ -24,7 +24,7 @@ WIDTH = 8.0  # inches; a model card shows about 800 pixels
 COLORS = {"v0": "#E69F00", "v1": "#0072B2"}  # of M. Okabe and K. Ito's palette, told apart by every kind of eye
 NOISE_ROW = "Gaussian Noise σ = 0.05"
 
-matplotlib.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "0"})
+matplotlib.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
 
 Results = dict[str, Path]  # "v0" and "v1" to their folders of results
 
