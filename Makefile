@@ -3,7 +3,7 @@ VERSION ?= v1
 DATASET ?= uoft-cs/cifar10
 BIN := .venv/bin
 
-.PHONY: setup classify test lint release push evaluate
+.PHONY: setup classify test lint release push evaluate studies
 
 setup: .venv/.complete
 
@@ -31,3 +31,13 @@ push: setup
 
 evaluate: setup
 	$(BIN)/python -m nula.evaluation table --model releases/$(VERSION) --dataset '$(DATASET)' --output releases/$(VERSION)/results
+
+STUDY = $(BIN)/python -m nula.evaluation $(1) --model releases/$(VERSION) --dataset '$(DATASET)' --output releases/$(VERSION)/results
+
+studies: setup
+	$(call STUDY,noise)
+	$(call STUDY,corruptions)
+	$(call STUDY,sensitivity)
+	$(call STUDY,curvature)
+	$(call STUDY,null-space)
+	$(if $(filter v1,$(VERSION)),$(call STUDY,basin) --start releases/v0)

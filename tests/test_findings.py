@@ -22,7 +22,7 @@ TRUCK = 9
 def table(folder: Path, rows: list[tuple[str, int]], accuracy: float, seed: int) -> None:
     """Predictions that are right with this probability, and else the next class, never a truck."""
     generator = np.random.default_rng(seed)
-    labels = np.arange(IMAGES, dtype=np.uint8) % CLASSES
+    labels = (np.arange(IMAGES) % CLASSES).astype(np.uint8)
     wrong = (labels + 1) % (CLASSES - 1)
     right = generator.random((len(rows), IMAGES)) < accuracy
     names, seeds = zip(*rows)
