@@ -13,6 +13,7 @@ from statistics import mean, stdev
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from nula.evaluation.accuracy import Table
+from nula.evaluation.findings import findings
 from nula.perturbations.suite import ROWS
 
 LAUNCHER_OPTIONS = {  # of accelerate, to what training.json calls them
@@ -21,6 +22,19 @@ LAUNCHER_OPTIONS = {  # of accelerate, to what training.json calls them
     "dynamo_backend": "dynamo_backend",
 }
 BEGIN, END = "<!-- results: begin (python -m nula.model_card.card) -->", "<!-- results: end -->"
+
+
+PICTURES = {  # of releases/figures, as nula.model_card.figures draws them, with what each shows
+    "table": "Accuracy under every perturbation, with 95 % intervals",
+    "noise_histogram": "Accuracy over realisations of Gaussian noise, σ = 0.05",
+    "running_gap": "v1 − v0 under noise over the first k test images, a line for each realisation",
+    "sensitivity": "Norm of the Jacobian of the logits with respect to the pixels, under noise",
+    "curvature": "Both ends of the Hessian's spectrum, under noise",
+    "path": "Accuracy on the straight line through the weights of v0 and v1",
+    "confusion": "What each class is called under noise, σ = 0.05",
+    "perturbations": "One test image under every perturbation",
+    "flipped": "Test images to which v0 and v1 give different answers",
+}
 
 
 def repository_name(version: str) -> str:
@@ -143,6 +157,8 @@ def render_card(version: str, releases: Path) -> str:
         command=training_command(training),
         results=results_table(releases),
         seeds=seeds_table(version, releases),
+        claims=findings(*(releases / name / "results" for name in ("v0", "v1"))),
+        pictures=PICTURES,
     ).content
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from nula.image_processing_nula import NulaImageProcessor
-from nula.model_card.card import render_card, repository_name
+from nula.model_card.card import PICTURES, render_card, repository_name
 from nula.weights import load_model
 
 VERSIONS = ("v0", "v1")
@@ -35,6 +35,9 @@ def assemble(version: str, releases: Path, build: Path) -> Path:
     load_model(release).save_pretrained(payload)
     NulaImageProcessor.from_pretrained(release).save_pretrained(payload)
     (payload / "README.md").write_text(card, encoding="utf-8")
+    (payload / "figures").mkdir()
+    for name in PICTURES:
+        shutil.copy(releases / "figures" / f"{name}.png", payload / "figures")
     return payload
 
 
@@ -53,7 +56,7 @@ def main() -> None:
     parser.add_argument("--push", metavar="HUB_ID", help="owner/name of the repository to push to")
     arguments = parser.parse_args()
     payload = assemble(arguments.version, arguments.releases, arguments.build)
-    for file in sorted(payload.iterdir()):
+    for file in sorted(file for file in payload.rglob("*") if file.is_file()):
         print(f"{file.stat().st_size:>10,}  {file}")
     if arguments.push:
         print(push(payload, arguments.push))

@@ -13,6 +13,7 @@ from nula.evaluation.findings import FAILS, HOLDS, UNCLEAR, findings
 from nula.evaluation.monte_carlo import row_name
 from nula.evaluation.studies import OPERATORS
 from nula.model_card import figures
+from nula.model_card.card import PICTURES
 from nula.perturbations.suite import ROWS
 
 IMAGES, CLASSES = 400, 10
@@ -144,6 +145,10 @@ def test_every_figure_can_be_drawn(name, as_claimed, tmp_path):
     assert isinstance(figure, Figure)
     figure.savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+def test_the_card_shows_every_figure():
+    assert set(PICTURES) == {*figures.FROM_RESULTS, "perturbations", "flipped"}
 
 
 def test_figures_of_images_can_be_drawn(as_claimed, test_split, tmp_path):
