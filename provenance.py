@@ -7,6 +7,12 @@ from pathlib import Path
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "pillow", "scipy")
 
+LAUNCHER_OPTIONS = {  # of accelerate, to what training.json calls them
+    "num_processes": "processes",
+    "mixed_precision": "mixed_precision",
+    "dynamo_backend": "dynamo_backend",
+}
+
 
 def public_argument(argument: str) -> str:
     """The argument, or only the last part of a path that leads out of the working folder."""
@@ -20,6 +26,14 @@ def command_again(program: str, arguments: list[str]) -> str:
         if argument != "--resume":
             parts.extend(argument.split("=", 1) if argument.startswith("--") else [argument])
     return f"{program} {shlex.join(map(public_argument, parts))}"
+
+
+def training_command(training: dict) -> str:
+    """The command that does a run again, with the launcher's options that it ran under."""
+    machine = training["hardware"]
+    options = ["--cpu"] if machine["device"] == "cpu" else []
+    options += [f"--{name} {machine[key]}" for name, key in LAUNCHER_OPTIONS.items()]
+    return training["command"].replace("accelerate launch", f"accelerate launch {' '.join(options)}", 1)
 
 
 def library_versions() -> dict[str, str]:

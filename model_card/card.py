@@ -15,12 +15,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from nula.evaluation.accuracy import Table
 from nula.evaluation.findings import findings
 from nula.perturbations.suite import ROWS
+from nula.provenance import training_command
 
-LAUNCHER_OPTIONS = {  # of accelerate, to what training.json calls them
-    "num_processes": "processes",
-    "mixed_precision": "mixed_precision",
-    "dynamo_backend": "dynamo_backend",
-}
 BEGIN, END = "<!-- results: begin (python -m nula.model_card.card) -->", "<!-- results: end -->"
 
 
@@ -72,14 +68,6 @@ def hardware(training: dict) -> str:
     if machine["device"] == "cpu":
         return f"{machine['processes'] * machine['threads_per_process']} threads of {machine['name']}"
     return f"{machine['processes']} × {machine['name']}"
-
-
-def training_command(training: dict) -> str:
-    """The command that does a run again, with the launcher's options that it ran under."""
-    machine = training["hardware"]
-    options = ["--cpu"] if machine["device"] == "cpu" else []
-    options += [f"--{name} {machine[key]}" for name, key in LAUNCHER_OPTIONS.items()]
-    return training["command"].replace("accelerate launch", f"accelerate launch {' '.join(options)}", 1)
 
 
 def training_speed(training: dict) -> str:

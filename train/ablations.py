@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from nula.model_card.card import training_command
+from nula.provenance import training_command
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "ablations"
