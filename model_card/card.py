@@ -69,8 +69,12 @@ def training_command(training: dict) -> str:
 
 def training_speed(training: dict) -> str:
     """A run's speed over all its epochs, such as "230 images/s, 60 % of what a matrix product reached there"."""
-    speed, share = training["images_per_second"], 100 * training["peak_share"]
-    return f"{speed:.0f} images/s, {share:.0f} % of what a matrix product reached there"
+    seconds = sum(epoch["seconds"] for epoch in training["epochs"])
+    images_per_second, peak_share = (
+        sum(epoch[key] * epoch["seconds"] for epoch in training["epochs"]) / seconds
+        for key in ("images_per_second", "peak_share")
+    )
+    return f"{images_per_second:.0f} images/s, {100 * peak_share:.0f} % of what a matrix product reached there"
 
 
 def training_times(releases: Path) -> str:

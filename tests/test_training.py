@@ -311,11 +311,10 @@ def test_the_record_tells_the_whole_run(uninterrupted):
     multiply_adds = multiply_adds_of(model)
     # Forward, and backward to weights and inputs; no gradient of the pixels is computed.
     assert record["flops_per_image"] == 6 * sum(multiply_adds) - 2 * multiply_adds[0]
-    assert record["seconds"] == pytest.approx(sum(epoch["seconds"] for epoch in record["epochs"]), abs=0.1)
-    assert record["images_per_second"] == pytest.approx(3 * 320 / record["seconds"], rel=0.05)
-    share = record["images_per_second"] * record["flops_per_image"] / record["peak_flops"]
-    assert record["peak_share"] == pytest.approx(share, abs=0.001)
-    assert 0 < share < 1
+    for epoch in record["epochs"]:
+        share = epoch["images_per_second"] * record["flops_per_image"] / record["peak_flops"]
+        assert epoch["peak_share"] == pytest.approx(share, abs=0.001)
+        assert 0 < epoch["peak_share"] < 1
     assert (uninterrupted / "configuration_nula.py").is_file()
 
 

@@ -125,6 +125,7 @@ def run(
                     "sha256": data.fingerprint,
                 },
                 **log,
+                "seconds": round(sum(epoch["seconds"] for epoch in log["epochs"]), 1),
                 "hardware": _hardware(accelerator),
                 "versions": library_versions(),
             }

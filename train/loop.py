@@ -68,9 +68,8 @@ def train(
     `checkpoint_steps` (an epoch unless given) and at the end; with `resume` the run goes on from it, on a CPU to the
     very weights as if it had never stopped. `max_steps` ends the run early, on the schedule of the whole.
 
-    The log holds `epochs`, one entry each, with their `seconds`, `images_per_second` and `peak_share` in all, and what
-    that share is of: `flops_per_image` of training, of convolutions and matrix products; `peak_flops` a second of one
-    process, measured as the run was last started.
+    The log holds `epochs`, one entry each, and the cost: `flops_per_image` of training, of convolutions and matrix
+    products; `peak_flops` a second of one process, measured as the run was last started.
 
     Raises:
         ValueError: a data set smaller than a batch, a batch that the processes cannot share evenly, a checkpoint of a
@@ -173,7 +172,7 @@ def train(
             if progress.step % LOGGED_EVERY == 0:
                 accelerator.log({"loss": loss_value, "learning_rate": schedulers[0].get_last_lr()[0]}, progress.step)
             if progress.step % steps_per_epoch == 0:
-                entry = _epoch_entry(progress, epoch, steps_per_epoch, recipe, schedulers[0])
+                entry = _epoch_entry(progress, epoch, steps_per_epoch, recipe, cost, schedulers[0], processes)
                 progress.epochs.append(entry)
                 accelerator.print(json.dumps(entry))
                 accelerator.log({"images_per_second": entry["images_per_second"]}, progress.step)
@@ -183,7 +182,7 @@ def train(
             if asked_to_stop and progress.step < last:
                 raise TrainingInterrupted(interruption.signum or signal.SIGTERM, progress.step, last)
     _check_agreement(model, accelerator)
-    return original, {**cost, **_speed(progress.epochs, steps_per_epoch * recipe.batch_size, cost, processes)}
+    return original, {**cost, "epochs": progress.epochs}
 
 
 def _measure_cost(model: NulaForImageClassification, accelerator: Accelerator) -> dict:
@@ -198,31 +197,23 @@ def _measure_cost(model: NulaForImageClassification, accelerator: Accelerator) -
     return {"flops_per_image": flops, "peak_flops": round(peak_flops(accelerator.device, dtype))}
 
 
-def _epoch_entry(progress: Progress, epoch: int, steps: int, recipe: Recipe, scheduler: LRScheduler) -> dict:
+def _epoch_entry(
+    progress: Progress, epoch: int, steps: int, recipe: Recipe, cost: dict, scheduler: LRScheduler, processes: int
+) -> dict:
+    images_per_second = steps * recipe.batch_size / progress.seconds
+    peak = cost["peak_flops"] * processes
     none, *operators = progress.operators
     return {
         "epoch": epoch + 1,
         "loss": round(progress.loss_sum / steps, 5),
         "learning_rate": scheduler.get_last_lr()[0],  # after the epoch
         "seconds": round(progress.seconds, 2),
-        "images_per_second": round(steps * recipe.batch_size / progress.seconds, 1),
+        "images_per_second": round(images_per_second, 1),
+        "peak_share": round(images_per_second * cost["flops_per_image"] / peak, 4),
         "augmentation_share": round(progress.augmentation_seconds / progress.timed_seconds, 4)
         if progress.timed_seconds
         else None,
         "operators": {"none": none, **dict(zip(OPERATORS, operators))},  # images that went through each
-    }
-
-
-def _speed(epochs: list[dict], images: int, cost: dict, processes: int) -> dict:
-    """The epochs, and over all of them: seconds, images a second, and the share of what the processes could do."""
-    seconds = sum(epoch["seconds"] for epoch in epochs)
-    images_per_second = len(epochs) * images / seconds if epochs else None
-    share = images_per_second * cost["flops_per_image"] / (cost["peak_flops"] * processes) if epochs else None
-    return {
-        "epochs": epochs,
-        "seconds": round(seconds, 1),
-        "images_per_second": images_per_second and round(images_per_second, 1),
-        "peak_share": share and round(share, 4),
     }
 
 
