@@ -6,7 +6,7 @@ CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog"
 
 
 class NulaConfig(PretrainedConfig):
-    """The whole architecture in five fields; the defaults give 5.04 M parameters and 130 M multiply-adds at 32x32.
+    """The whole architecture in four fields; the defaults give 5.04 M parameters and 130 M multiply-adds at 32x32.
 
     The network is a stem convolution at the input resolution and then one stage for each entry of `hidden_sizes`.
     A stage widens the features by a convolution at its incoming resolution, halves the resolution behind a binomial
@@ -15,7 +15,6 @@ class NulaConfig(PretrainedConfig):
     Args:
         num_channels: channels of the input image; 3 for RGB.
         stem_channels: channels of the stem.
-        stem_dropout: probability in [0, 1) that training zeroes a value behind the stem.
         hidden_sizes: channels of each stage. Each stage halves height and width, rounding up.
         depths: residual convolutions of each stage after its downsampling; 0 is allowed. As long as `hidden_sizes`.
         id2label: class index to name; the ten classes of CIFAR-10 unless given (`num_labels=n` gives LABEL_0, ...).
@@ -30,16 +29,12 @@ class NulaConfig(PretrainedConfig):
         self,
         num_channels: int = 3,
         stem_channels: int = 24,
-        stem_dropout: float = 0.15,
         hidden_sizes: tuple[int, ...] = (64, 160, 288, 496),
         depths: tuple[int, ...] = (1, 1, 1, 1),
         **kwargs,
     ):
         self.num_channels = _integer("num_channels", num_channels, minimum=1)
         self.stem_channels = _integer("stem_channels", stem_channels, minimum=1)
-        if isinstance(stem_dropout, bool) or not isinstance(stem_dropout, (int, float)) or not 0 <= stem_dropout < 1:
-            raise ValueError(f"stem_dropout must be a number in [0, 1), got {stem_dropout!r}.")
-        self.stem_dropout = float(stem_dropout)
         self.hidden_sizes = _integers("hidden_sizes", hidden_sizes, minimum=1)
         self.depths = _integers("depths", depths, minimum=0)
         if len(self.hidden_sizes) != len(self.depths):

@@ -51,22 +51,6 @@ class NulaConvLayer(nn.Module):
         return F.relu(self.normalization(self.convolution(features)))
 
 
-class NulaStem(nn.Module):
-    """3x3 convolution with bias, ReLU, dropout, at the input resolution.
-
-    Without batch normalisation, which would lift filters of fine detail, faint in natural images, to the strength of
-    coarse ones, and noise with them. The dropout, in training alone, keeps later layers from resting on single pixels.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, dropout: float):
-        super().__init__()
-        self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.dropout(F.relu(self.convolution(pixels)))
-
-
 class NulaResidualLayer(NulaConvLayer):
     """relu(x + BN(conv(x))); the identity on non-negative features at initialisation, where the BN scale is 0."""
 
@@ -105,8 +89,6 @@ class NulaPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.constant_(module.weight, getattr(module, "initial_scale", 1.0))
             nn.init.zeros_(module.bias)
@@ -123,7 +105,7 @@ class NulaModel(NulaPreTrainedModel):
 
     def __init__(self, config: NulaConfig):
         super().__init__(config)
-        self.stem = NulaStem(config.num_channels, config.stem_channels, config.stem_dropout)
+        self.stem = NulaConvLayer(config.num_channels, config.stem_channels)
         widths = [config.stem_channels, *config.hidden_sizes]
         self.stages = nn.ModuleList(
             NulaStage(in_channels, out_channels, depth)

@@ -16,9 +16,9 @@ def test_other_classes_can_be_named():
 
 
 def test_it_survives_saving(tmp_path):
-    NulaConfig(stem_dropout=0.5, hidden_sizes=(8, 16), depths=(0, 2)).save_pretrained(tmp_path)
+    NulaConfig(hidden_sizes=(8, 16), depths=(0, 2)).save_pretrained(tmp_path)
     loaded = NulaConfig.from_pretrained(tmp_path)
-    assert (loaded.stem_dropout, loaded.hidden_sizes, loaded.depths) == (0.5, [8, 16], [0, 2])
+    assert (loaded.hidden_sizes, loaded.depths) == ([8, 16], [0, 2])
     assert loaded.custom_pipelines["image-classification"]["impl"] == "pipeline_nula.NulaImageClassificationPipeline"
 
 
@@ -26,8 +26,6 @@ def test_it_survives_saving(tmp_path):
     ("arguments", "message"),
     [
         ({"stem_channels": 0}, "stem_channels must be an integer of at least 1, got 0"),
-        ({"stem_dropout": 1}, r"stem_dropout must be a number in \[0, 1\), got 1"),
-        ({"stem_dropout": "0.1"}, r"stem_dropout must be a number in \[0, 1\), got '0.1'"),
         ({"num_channels": "3"}, "num_channels must be an integer"),
         ({"hidden_sizes": ()}, "hidden_sizes must be a non-empty list"),
         ({"hidden_sizes": (8, -1, 8)}, r"hidden_sizes\[1\] must be an integer of at least 1, got -1"),

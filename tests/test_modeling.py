@@ -34,7 +34,7 @@ def test_blur_pool_sums_to_one_passes_constants_and_stops_the_nyquist_frequency(
 def test_nothing_is_subsampled_without_the_blur():
     model = NulaForImageClassification(NulaConfig())
     kinds = {type(module).__name__ for module in model.modules() if not list(module.children())}
-    assert kinds == {"Conv2d", "BatchNorm2d", "Dropout", "Linear", "NulaBlurPool"}
+    assert kinds == {"Conv2d", "BatchNorm2d", "Linear", "NulaBlurPool"}
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             assert module.stride == (1, 1)
@@ -44,7 +44,7 @@ def test_nothing_is_subsampled_without_the_blur():
     graph = torch.export.export(model.eval(), (torch.zeros(2, 3, 32, 32),), strict=False).graph
     calls = [node for node in graph.nodes if node.op == "call_function"]
     assert {node.target.overloadpacket.__name__ for node in calls} == {
-        *("conv2d", "dropout", "batch_norm", "relu", "avg_pool2d", "add", "mean", "linear")
+        *("conv2d", "batch_norm", "relu", "avg_pool2d", "add", "mean", "linear")
     }
     for node in calls:
         if node.target.overloadpacket.__name__ == "conv2d":
@@ -58,20 +58,10 @@ def test_nothing_is_subsampled_without_the_blur():
 
 def test_size_and_cost():
     model = NulaForImageClassification(NulaConfig()).eval()
-    assert sum(parameter.numel() for parameter in model.parameters()) == 5_043_914
+    assert sum(parameter.numel() for parameter in model.parameters()) == 5_043_938
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, 32, 32))
     assert counter.get_total_flops() / 2 == 130_512_736  # multiply-adds
-
-
-def test_dropout_acts_behind_the_stem_in_training_alone():
-    model = NulaForImageClassification(NulaConfig(stem_dropout=0.25))
-    pixels = torch.rand(8, 3, 32, 32)
-    kept = model.eval().nula.stem(pixels)
-    dropped = model.train().nula.stem(pixels)
-    zeroed = (dropped == 0) & (kept > 0)
-    assert (zeroed.sum() / (kept > 0).sum()).item() == pytest.approx(0.25, abs=0.02)
-    torch.testing.assert_close(dropped[~zeroed], kept[~zeroed] / 0.75)
 
 
 def test_initialisation_covers_parameters_and_buffers(tiny_model):
@@ -81,7 +71,6 @@ def test_initialisation_covers_parameters_and_buffers(tiny_model):
             assert module.bias.abs().max() == 0
             assert module.running_mean.abs().max() == 0
             assert module.running_var.unique().tolist() == [1.0]
-    assert tiny_model.nula.stem.convolution.bias.abs().max() == 0
     residual = tiny_model.nula.stages[0].layers[0]
     features = torch.rand(2, 8, 4, 4)
     assert torch.equal(residual(features), features)

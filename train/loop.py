@@ -28,7 +28,7 @@ from nula.train.speed import Clock, flops_of, peak_flops
 
 TIMED_EVERY = 20  # steps between two that are timed in parts; on a GPU each part then waits for the one before
 LOGGED_EVERY = 10  # steps between two entries of a tracker
-ARCHITECTURE = ("stem_channels", "stem_dropout", "hidden_sizes", "depths")  # what a run may choose of NulaConfig
+ARCHITECTURE = ("stem_channels", "hidden_sizes", "depths")  # the fields of NulaConfig that a run may choose
 
 
 def dynamo_backend(accelerator: Accelerator) -> str:
@@ -133,9 +133,7 @@ def train(
             timed = step % TIMED_EVERY == TIMED_EVERY // 2  # not the first step, in which a model may be compiled
             begin = clock.read() if timed else 0.0
             share = indices.chunk(processes)[rank].to(device)
-            step_seed = _mixed(seed, epoch, step, rank)
-            generator.manual_seed(step_seed)
-            torch.manual_seed(step_seed)  # dropout draws from the generator of the device
+            generator.manual_seed(_mixed(seed, epoch, step, rank))
             pixels, operators = perturb(crop_and_flip(images, share, recipe, generator), recipe, generator)
             middle = clock.read() if timed else 0.0
             logits = model(normalize(pixels)).logits
