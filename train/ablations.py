@@ -83,8 +83,6 @@ def render(records: dict[str, dict]) -> str:
         f"{records[BASE]['parameters'] / 1e6:.2f} M parameters unless the change says otherwise. One seed each; the",
         "standard error of a difference between two independent samples of that size is up to 1 point.",
         "",
-        "The stem of these nets had batch normalisation and no dropout; today's commands give other figures.",
-        "",
         "| trial | change | " + " | ".join(SHOWN.values()) + " |",
         "|---|---|" + "--:|" * len(SHOWN),
     ]
