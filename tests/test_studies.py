@@ -167,7 +167,7 @@ def test_a_gradient_of_one_sign_is_followed_within_the_null_space(projection):
         best = 0.1 * (ranked[:, 2:].sum() - ranked[:, :2].sum())  # +ε on the two largest of a block, −ε on the others
     else:
         best = 0.1 * (weight.sum() - weight[:, ::2, ::2].sum())
-    assert (weight * delta[0]).sum().item() >= 0.98 * best.item()
+    assert (weight * delta[0]).sum().item() >= 0.95 * best.item()  # signs alone would gain nothing in `box`
 
 
 def test_the_box_projection_is_the_nearest_point():
