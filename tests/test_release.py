@@ -150,12 +150,22 @@ def test_results_were_measured_on_the_released_weights(version):
     assert provenance["weights_sha256"] == weights_sha256(RELEASES / version)
 
 
-@pytest.mark.parametrize(("version", "below"), [("v0", {"Gaussian Noise σ = 0.05"}), ("v1", set())])
-def test_every_row_but_one_is_above_the_published_one(version, below):
-    """v0 never sees noise in training and is more sensitive to it than the published v0; README says so."""
+# v0 never sees noise in training and is more sensitive to it than the published v0; README says so.
+MISSED = pytest.mark.xfail(reason="v0 is below the published v0 under Gaussian noise", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("version", "row"),
+    [
+        pytest.param(version, row.name, marks=[MISSED] if (version, row.name) == ("v0", ROWS[-1].name) else [])
+        for version in ("v0", "v1")
+        for row in ROWS
+    ],
+)
+def test_every_row_is_above_the_published_one(version, row):
     accuracies, bars = Table.load(RELEASES / version / "results").accuracies(), published(version)
     assert set(bars) == set(accuracies)
-    assert {name for name in bars if accuracies[name] <= bars[name]} == below
+    assert accuracies[row] > bars[row]
 
 
 def test_fine_tuning_buys_noise_and_costs_little():
