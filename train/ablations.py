@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "ablations"
 BASE = "base"
 VALIDATION_IMAGES = 5000
-SCHEDULE = ("warmup_epochs=1", "cosine_epochs=1")  # every trial's
+SCHEDULE = ("warmup_epochs=1", "cosine_epochs=1", "restart_epochs=0")  # every trial's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +83,7 @@ def run(name: str, dataset: str) -> None:
 def render(records: dict[str, dict]) -> str:
     """ABLATIONS.md from the training records, by trial, the base among them."""
     base = records[BASE]["validation"]
-    recipe = records[BASE]["recipe"]
-    epochs = recipe["warmup_epochs"] + recipe["cosine_epochs"]
+    epochs = len(records[BASE]["epochs"])
     lines = [
         "# What was tried for v0",
         "",

@@ -68,9 +68,9 @@ def train(
     `checkpoint_steps` (an epoch unless given) and at the end; with `resume` the run goes on from it, on a CPU to the
     very weights as if it had never stopped. `max_steps` ends the run early, on the schedule of the whole.
 
-    The log holds `epochs`, one entry each, with their `seconds`, `images_per_second` and `peak_share` in all, and what
-    that share is of: `flops_per_image` of training, of convolutions and matrix products; `peak_flops` a second of one
-    process, measured as the run was last started.
+    The log holds `epochs`, one entry each, among them the `peak_flops` a second that one process could do as the run
+    was last started; over all epochs `seconds`, `images_per_second` and `peak_share`; and `flops_per_image` of training,
+    of convolutions and matrix products, from which that share follows.
 
     Raises:
         ValueError: a data set smaller than a batch, a batch that the processes cannot share evenly, a checkpoint of a
@@ -95,7 +95,7 @@ def train(
 
     images, labels = data.images.to(device), data.labels.to(device)
     model = model.to(device, memory_format=torch.channels_last)
-    cost = _measure_cost(model, accelerator)
+    flops, peak = _measure_cost(model, accelerator)
     optimizers = build_optimizers(model, recipe)
     schedulers = [build_scheduler(optimizer, recipe, steps_per_epoch) for optimizer in optimizers]
     original = model  # shares its parameters with the prepared one, which may be wrapped or compiled
@@ -172,7 +172,7 @@ def train(
             if progress.step % LOGGED_EVERY == 0:
                 accelerator.log({"loss": loss_value, "learning_rate": schedulers[0].get_last_lr()[0]}, progress.step)
             if progress.step % steps_per_epoch == 0:
-                entry = _epoch_entry(progress, epoch, steps_per_epoch, recipe, schedulers[0])
+                entry = _epoch_entry(progress, epoch, steps_per_epoch, recipe, schedulers[0], peak)
                 progress.epochs.append(entry)
                 accelerator.print(json.dumps(entry))
                 accelerator.log({"images_per_second": entry["images_per_second"]}, progress.step)
@@ -182,11 +182,11 @@ def train(
             if asked_to_stop and progress.step < last:
                 raise TrainingInterrupted(interruption.signum or signal.SIGTERM, progress.step, last)
     _check_agreement(model, accelerator)
-    return original, {**cost, **_speed(progress.epochs, steps_per_epoch * recipe.batch_size, cost, processes)}
+    return original, _speed(progress.epochs, steps_per_epoch * recipe.batch_size, flops, processes)
 
 
-def _measure_cost(model: NulaForImageClassification, accelerator: Accelerator) -> dict:
-    """What a step costs and what one process could do, both in floating-point operations."""
+def _measure_cost(model: NulaForImageClassification, accelerator: Accelerator) -> tuple[int, int]:
+    """Floating-point operations of training on an image, and those a second that one process could do."""
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     pixels = torch.zeros(1, model.config.num_channels, SIDE, SIDE, device=accelerator.device)
     training = model.training
@@ -194,10 +194,12 @@ def _measure_cost(model: NulaForImageClassification, accelerator: Accelerator) -
     flops = flops_of(lambda: model(pixels).logits.sum().backward())
     model.train(training)
     model.zero_grad(set_to_none=True)
-    return {"flops_per_image": flops, "peak_flops": round(peak_flops(accelerator.device, dtype))}
+    return flops, round(peak_flops(accelerator.device, dtype))
 
 
-def _epoch_entry(progress: Progress, epoch: int, steps: int, recipe: Recipe, scheduler: LRScheduler) -> dict:
+def _epoch_entry(
+    progress: Progress, epoch: int, steps: int, recipe: Recipe, scheduler: LRScheduler, peak: int
+) -> dict:
     none, *operators = progress.operators
     return {
         "epoch": epoch + 1,
@@ -205,6 +207,7 @@ def _epoch_entry(progress: Progress, epoch: int, steps: int, recipe: Recipe, sch
         "learning_rate": scheduler.get_last_lr()[0],  # after the epoch
         "seconds": round(progress.seconds, 2),
         "images_per_second": round(steps * recipe.batch_size / progress.seconds, 1),
+        "peak_flops": peak,
         "augmentation_share": round(progress.augmentation_seconds / progress.timed_seconds, 4)
         if progress.timed_seconds
         else None,
@@ -212,12 +215,14 @@ def _epoch_entry(progress: Progress, epoch: int, steps: int, recipe: Recipe, sch
     }
 
 
-def _speed(epochs: list[dict], images: int, cost: dict, processes: int) -> dict:
+def _speed(epochs: list[dict], images: int, flops: int, processes: int) -> dict:
     """The epochs, and over all of them: seconds, images a second, and the share of what the processes could do."""
     seconds = sum(epoch["seconds"] for epoch in epochs)
     images_per_second = len(epochs) * images / seconds if epochs else None
-    share = images_per_second * cost["flops_per_image"] / (cost["peak_flops"] * processes) if epochs else None
+    possible = processes * sum(epoch["seconds"] * epoch["peak_flops"] for epoch in epochs)
+    share = len(epochs) * images * flops / possible if epochs else None
     return {
+        "flops_per_image": flops,
         "epochs": epochs,
         "seconds": round(seconds, 1),
         "images_per_second": images_per_second and round(images_per_second, 1),

@@ -88,7 +88,9 @@ def build_optimizers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> SequentialLR:
-    """Linear warm-up, then cosine annealing to 0, stepped after every batch."""
-    warmup_steps, cosine_steps = recipe.warmup_epochs * steps_per_epoch, recipe.cosine_epochs * steps_per_epoch
-    schedules = [LinearLR(optimizer, total_iters=warmup_steps), CosineAnnealingLR(optimizer, T_max=cosine_steps)]
-    return SequentialLR(optimizer, schedules, milestones=[warmup_steps])
+    """Linear warm-up, then cosine annealing to 0, once or twice, stepped after every batch."""
+    steps = [epochs * steps_per_epoch for epochs in (recipe.warmup_epochs, recipe.cosine_epochs, recipe.restart_epochs)]
+    schedules = [LinearLR(optimizer, total_iters=steps[0]), CosineAnnealingLR(optimizer, T_max=steps[1])]
+    if recipe.restart_epochs:
+        schedules.append(CosineAnnealingLR(optimizer, T_max=steps[2]))
+    return SequentialLR(optimizer, schedules, milestones=[steps[0], steps[0] + steps[1]][: len(schedules) - 1])
