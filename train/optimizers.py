@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, SequentialLR
 
 from nula.train.recipe import Recipe
 
@@ -92,5 +92,6 @@ def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_
     steps = [epochs * steps_per_epoch for epochs in (recipe.warmup_epochs, recipe.cosine_epochs, recipe.restart_epochs)]
     schedules = [LinearLR(optimizer, total_iters=steps[0]), CosineAnnealingLR(optimizer, T_max=steps[1])]
     if recipe.restart_epochs:
-        schedules.append(CosineAnnealingLR(optimizer, T_max=steps[2]))
+        half = recipe.restart_factor / 2
+        schedules.append(LambdaLR(optimizer, lambda step: half * (1 + math.cos(math.pi * step / steps[2]))))
     return SequentialLR(optimizer, schedules, milestones=[steps[0], steps[0] + steps[1]][: len(schedules) - 1])
