@@ -13,7 +13,7 @@ from nula.evaluation.monte_carlo import correct_draws, gap
 from nula.evaluation.statistics import flips, mcnemar_p, mean_interval
 from nula.evaluation.studies import CLEAN, NOISE
 
-HOLDS, FAILS, UNCLEAR = "holds", "does not hold", "too noisy to say"
+HOLDS, FAILS, UNCLEAR, UNMEASURED = "holds", "does not hold", "too noisy to say", "not measured"
 FLAT = 0.1  # of noise's change of loss: what a structured operator's may be at most to be called flat
 UNMOVED = 1.0  # points of clean accuracy
 
@@ -27,13 +27,36 @@ class Finding:
     verdict: str
 
 
+Evidence = tuple[str, str]  # evidence and verdict of a Finding
+CLAIMS: dict[str, Callable[[Path, Path], Evidence]] = {}  # in the published cards' order
+
+
 def findings(v0: Path, v1: Path) -> list[Finding]:
     """Of the results of v0 and v1, folders as `python -m nula.evaluation` leaves them.
+
+    A claim whose study has left no result there is "not measured".
 
     Raises:
         ValueError: the two were not measured on the same images, rows and seeds.
     """
-    return [claim(v0, v1) for claim in CLAIMS]
+    found = []
+    for claim, measure in CLAIMS.items():
+        try:
+            evidence, verdict = measure(v0, v1)
+        except FileNotFoundError:
+            evidence, verdict = "", UNMEASURED
+        found.append(Finding(claim=claim, evidence=evidence, verdict=verdict))
+    return found
+
+
+def of_claim(text: str) -> Callable[[Callable[[Path, Path], Evidence]], Callable[[Path, Path], Evidence]]:
+    """Decorator of the function that measures this claim."""
+
+    def register(measure: Callable[[Path, Path], Evidence]) -> Callable[[Path, Path], Evidence]:
+        CLAIMS[text] = measure
+        return measure
+
+    return register
 
 
 def paired_tables(v0: Path, v1: Path) -> tuple[Table, Table]:
@@ -52,44 +75,43 @@ def paired_json(v0: Path, v1: Path, name: str) -> tuple[dict, dict]:
     return first, second
 
 
-def noise_distributions(v0: Path, v1: Path) -> Finding:
+@of_claim("v1 gives more correct answers than v0 under the same Gaussian noise; the distributions do not overlap")
+def noise_distributions(v0: Path, v1: Path) -> Evidence:
     first, second = (100 * correct_draws(table).mean(axis=1) for table in paired_tables(v0 / "noise", v1 / "noise"))
-    return Finding(
-        claim="v1 gives more correct answers than v0 under the same Gaussian noise; the distributions do not overlap",
-        evidence=f"{len(first)} realisations at σ = 0.05: v0 {first.min():.2f} to {first.max():.2f} %, "
-        f"v1 {second.min():.2f} to {second.max():.2f} %",
-        verdict=HOLDS if first.max() < second.min() else FAILS,
+    evidence = (
+        f"{len(first)} realisations at σ = 0.05: v0 {first.min():.2f} to {first.max():.2f} %, "
+        f"v1 {second.min():.2f} to {second.max():.2f} %"
     )
+    return evidence, HOLDS if first.max() < second.min() else FAILS
 
 
-def noise_gap(v0: Path, v1: Path) -> Finding:
+@of_claim("the gap Δ(k) converges to a positive value (published: +3.0 points, standard deviation 0.14)")
+def noise_gap(v0: Path, v1: Path) -> Evidence:
     first, second = (correct_draws(table) for table in paired_tables(v0 / "noise", v1 / "noise"))
     result = gap(first, second)
     over_images = mean_interval(100 * (second.mean(axis=0) - first.mean(axis=0)))
     settled = "never" if result.settled is None else f"from k = {result.settled:,} images on"
-    return Finding(
-        claim="the gap Δ(k) converges to a positive value (published: +3.0 points, standard deviation 0.14)",
-        evidence=f"Δ = {result.mean:+.2f} points ({result.interval[0]:+.2f} to {result.interval[1]:+.2f} over noise, "
+    evidence = (
+        f"Δ = {result.mean:+.2f} points ({result.interval[0]:+.2f} to {result.interval[1]:+.2f} over noise, "
         f"{over_images[1]:+.2f} to {over_images[2]:+.2f} over images), standard deviation over noise {result.std:.2f}; "
-        f"every realisation is within {result.tolerance} points of Δ {settled}",
-        verdict=_all([_positive(*result.interval), _positive(*over_images[1:])]),
+        f"every realisation is within {result.tolerance} points of Δ {settled}"
     )
+    return evidence, _all([_positive(*result.interval), _positive(*over_images[1:])])
 
 
-def jacobian(v0: Path, v1: Path) -> Finding:
+@of_claim("lower first-order sensitivity: the Jacobian's Frobenius norm is lower for v1")
+def jacobian(v0: Path, v1: Path) -> Evidence:
     first, second = (study["norms"] for study in paired_json(v0, v1, "sensitivity.json"))
     # Of logarithms, so that halving and doubling weigh the same and neither model is favoured.
     ratios = {sigma: np.exp(mean_interval(np.log(second[sigma]) - np.log(first[sigma]))) for sigma in first}
     shown = [f"σ = {sigma}: × {middle:.2f} ({low:.2f} to {high:.2f})" for sigma, (middle, low, high) in ratios.items()]
     count = len(next(iter(first.values())))
-    return Finding(
-        claim="lower first-order sensitivity: the Jacobian's Frobenius norm is lower for v1",
-        evidence=f"v1's norm over v0's, geometric mean over {count:,} images: {'; '.join(shown)}",
-        verdict=_all([_positive(1 - high, 1 - low) for _, low, high in ratios.values()]),
-    )
+    evidence = f"v1's norm over v0's, geometric mean over {count:,} images: {'; '.join(shown)}"
+    return evidence, _all([_positive(1 - high, 1 - low) for _, low, high in ratios.values()])
 
 
-def curvature(v0: Path, v1: Path) -> Finding:
+@of_claim("calmer curvature: the dominant Hessian eigenvalue is lower for v1, above all at higher noise")
+def curvature(v0: Path, v1: Path) -> Evidence:
     first, second = (study["eigenvalues"] for study in paired_json(v0, v1, "curvature.json"))
     shown, verdicts = [], []
     for sigma in first:
@@ -103,14 +125,12 @@ def curvature(v0: Path, v1: Path) -> Finding:
             _, low, high = mean_interval(np.subtract(b, a))
             shown.append(f"{title}: {np.mean(a):.3g} and {np.mean(b):.3g} ({low:+.3g} to {high:+.3g})")
             verdicts.append(_positive(-high, -low))
-    return Finding(
-        claim="calmer curvature: the dominant Hessian eigenvalue is lower for v1, above all at higher noise",
-        evidence=f"v0 and v1, means over {len(a)} subsets (difference): {'; '.join(shown)}",
-        verdict=_all(verdicts),
-    )
+    evidence = f"v0 and v1, means over {len(a)} subsets (difference): {'; '.join(shown)}"
+    return evidence, _all(verdicts)
 
 
-def basin(v0: Path, v1: Path) -> Finding:
+@of_claim("Δθ is flat for the structured operators and effective for noise")
+def basin(v0: Path, v1: Path) -> Evidence:
     shapes = json.loads((v1 / "basin.json").read_text())["shapes"]
     changes, shown = {}, []
     for name, shape in shapes.items():
@@ -121,40 +141,38 @@ def basin(v0: Path, v1: Path) -> Finding:
         shown.append(f"{name}: {', '.join(values)}")
     bound = FLAT * abs(changes[NOISE][0])
     flat = [_within(*changes[name][1:], bound) for name in changes if name not in (CLEAN, NOISE)]
-    return Finding(
-        claim="Δθ is flat for the structured operators and effective for noise",
-        evidence=f"loss on test images from θ(v0) to θ(v0) + Δθ: {'; '.join(shown)}; flat means a change of at most "
-        f"{FLAT:.0%} of noise's",
-        verdict=_all([_positive(-changes[NOISE][2], -changes[NOISE][1]), *flat]),
+    evidence = (
+        f"loss on test images from θ(v0) to θ(v0) + Δθ: {'; '.join(shown)}; flat means a change of at most "
+        f"{FLAT:.0%} of noise's"
     )
+    return evidence, _all([_positive(-changes[NOISE][2], -changes[NOISE][1]), *flat])
 
 
-def path(v0: Path, v1: Path) -> Finding:
+@of_claim("v1 stays in v0's basin")
+def path(v0: Path, v1: Path) -> Evidence:
     points = json.loads((v1 / "basin.json").read_text())["path"]
     between = [point["interpolated"][CLEAN] for point in points if 0 <= point["alpha"] <= 1]
     barrier = min(between[0], between[-1]) - min(between)
-    return Finding(
-        claim="v1 stays in v0's basin",
-        evidence=f"clean accuracy on the straight line between them falls {barrier:.2f} points below its lower end",
-        verdict=HOLDS if barrier <= UNMOVED else FAILS,
-    )
+    evidence = f"clean accuracy on the straight line between them falls {barrier:.2f} points below its lower end"
+    return evidence, HOLDS if barrier <= UNMOVED else FAILS
 
 
-def trade_off(v0: Path, v1: Path) -> Finding:
+@of_claim("a trade-off: clean accuracy hardly moves, yet some inputs flip")
+def trade_off(v0: Path, v1: Path) -> Evidence:
     first, second = paired_tables(v0, v1)
     row = first.rows.index("Clean (CIFAR-10 Test)")
     answers, answers_too = first.predictions[row], second.predictions[row]
     right, right_too = answers == first.labels, answers_too == first.labels
     mean, low, high = mean_interval(100 * (right_too.astype(float) - right))
-    return Finding(
-        claim="a trade-off: clean accuracy hardly moves, yet some inputs flip",
-        evidence=f"clean accuracy {mean:+.2f} points ({low:+.2f} to {high:+.2f}, McNemar's p = "
-        f"{mcnemar_p(right, right_too):.2g}); {len(flips(answers, answers_too)):,} of {len(right):,} answers differ",
-        verdict=_within(low, high, UNMOVED) if (answers != answers_too).any() else FAILS,
+    evidence = (
+        f"clean accuracy {mean:+.2f} points ({low:+.2f} to {high:+.2f}, McNemar's p = "
+        f"{mcnemar_p(right, right_too):.2g}); {len(flips(answers, answers_too)):,} of {len(right):,} answers differ"
     )
+    return evidence, _within(low, high, UNMOVED) if (answers != answers_too).any() else FAILS
 
 
-def drift(v0: Path, v1: Path) -> Finding:
+@of_claim("v1 drifts to coarse, low-texture classes such as truck")
+def drift(v0: Path, v1: Path) -> Evidence:
     first, second = paired_tables(v0, v1)
     row = first.rows.index("Clean (CIFAR-10 Test)")
     truck = CIFAR10_LABELS.index("truck")
@@ -162,18 +180,11 @@ def drift(v0: Path, v1: Path) -> Finding:
         (table.predictions[row] == truck) & (table.labels != truck) for table in (first, second)
     ]  # images of another class that are called a truck
     mean, low, high = mean_interval(100 * (wrong[1].astype(float) - wrong[0]))
-    return Finding(
-        claim="v1 drifts to coarse, low-texture classes such as truck",
-        evidence=f"images wrongly called a truck: {wrong[0].sum()} by v0, {wrong[1].sum()} by v1 "
-        f"({mean:+.3f} points, {low:+.3f} to {high:+.3f})",
-        verdict=_positive(low, high),
+    evidence = (
+        f"images wrongly called a truck: {wrong[0].sum()} by v0, {wrong[1].sum()} by v1 "
+        f"({mean:+.3f} points, {low:+.3f} to {high:+.3f})"
     )
-
-
-CLAIMS: tuple[Callable[[Path, Path], Finding], ...] = (
-    *(noise_distributions, noise_gap, jacobian, curvature),
-    *(basin, path, trade_off, drift),
-)
+    return evidence, _positive(low, high)
 
 
 def _positive(low: float, high: float) -> str:

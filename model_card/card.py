@@ -33,6 +33,11 @@ PICTURES = {  # of releases/figures, as nula.model_card.figures draws them, with
 }
 
 
+def pictures(releases: Path) -> dict[str, str]:
+    """The pictures that were drawn for `releases`, by name, with their captions."""
+    return {name: caption for name, caption in PICTURES.items() if (releases / "figures" / f"{name}.png").is_file()}
+
+
 def repository_name(version: str) -> str:
     return f"nula-cifar10-robust-{version}"
 
@@ -146,7 +151,7 @@ def render_card(version: str, releases: Path) -> str:
         results=results_table(releases),
         seeds=seeds_table(version, releases),
         claims=findings(*(releases / name / "results" for name in ("v0", "v1"))),
-        pictures=PICTURES,
+        pictures=pictures(releases),
     ).content
 
 

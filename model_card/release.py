@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from nula.image_processing_nula import NulaImageProcessor
-from nula.model_card.card import PICTURES, render_card, repository_name
+from nula.model_card.card import pictures, render_card, repository_name
 from nula.weights import load_model
 
 VERSIONS = ("v0", "v1")
@@ -36,7 +36,7 @@ def assemble(version: str, releases: Path, build: Path) -> Path:
     NulaImageProcessor.from_pretrained(release).save_pretrained(payload)
     (payload / "README.md").write_text(card, encoding="utf-8")
     (payload / "figures").mkdir()
-    for name in PICTURES:
+    for name in pictures(releases):
         shutil.copy(releases / "figures" / f"{name}.png", payload / "figures")
     return payload
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from nula.evaluation import findings as module
 from nula.evaluation.accuracy import Table
-from nula.evaluation.findings import FAILS, HOLDS, UNCLEAR, findings
+from nula.evaluation.findings import FAILS, HOLDS, UNCLEAR, UNMEASURED, findings
 from nula.evaluation.monte_carlo import row_name
 from nula.evaluation.studies import OPERATORS
 from nula.model_card import figures
@@ -84,7 +84,7 @@ def as_claimed(tmp_path) -> tuple[Path, Path]:
 
 
 def verdicts(v0: Path, v1: Path) -> dict[str, str]:
-    return {claim.__name__: finding.verdict for claim, finding in zip(module.CLAIMS, findings(v0, v1))}
+    return {measure.__name__: found.verdict for measure, found in zip(module.CLAIMS.values(), findings(v0, v1))}
 
 
 def test_what_is_as_claimed_holds(as_claimed):
@@ -112,7 +112,7 @@ def test_what_cannot_be_told_is_said_to_be_so(as_claimed, tmp_path):
     for part in study["eigenvalues"]["0.1"]:
         part["lanczos"] = {"smallest": None, "largest": None}
     (other / "curvature.json").write_text(json.dumps(study))
-    assert "σ = 0.1, lanczos: not converged" in module.curvature(v0, other).evidence
+    assert "σ = 0.1, lanczos: not converged" in module.curvature(v0, other)[0]
 
 
 def test_trucks_are_counted(as_claimed):
@@ -120,9 +120,16 @@ def test_trucks_are_counted(as_claimed):
     stored = Table.load(v1)
     stored.predictions[0, stored.labels == 0] = TRUCK
     stored.save(v1)
-    finding = module.drift(v0, v1)
-    assert finding.verdict == HOLDS
-    assert "0 by v0, 40 by v1 (+10.000 points" in finding.evidence
+    evidence, verdict = module.drift(v0, v1)
+    assert verdict == HOLDS
+    assert "0 by v0, 40 by v1 (+10.000 points" in evidence
+
+
+def test_what_was_not_measured_is_said_to_be_so(as_claimed):
+    v0, v1 = as_claimed
+    (v1 / "sensitivity.json").unlink()
+    found = verdicts(v0, v1)
+    assert [name for name, verdict in found.items() if verdict == UNMEASURED] == ["jacobian"]
 
 
 def test_results_of_other_images_are_refused(as_claimed):

@@ -68,9 +68,9 @@ def train(
     `checkpoint_steps` (an epoch unless given) and at the end; with `resume` the run goes on from it, on a CPU to the
     very weights as if it had never stopped. `max_steps` ends the run early, on the schedule of the whole.
 
-    The log holds `epochs`, one entry each, among them the `peak_flops` a second that one process could do as the run
-    was last started; over all epochs `seconds`, `images_per_second` and `peak_share`; and `flops_per_image` of training,
-    of convolutions and matrix products, from which that share follows.
+    The log holds `epochs`, one entry each, among them the `peak_flops` a second of one process, measured right after
+    the epoch, as a machine's speed may change; over all epochs `seconds`, `images_per_second` and `peak_share`; and
+    `flops_per_image` of training, of convolutions and matrix products, from which that share follows.
 
     Raises:
         ValueError: a data set smaller than a batch, a batch that the processes cannot share evenly, a checkpoint of a
@@ -95,7 +95,8 @@ def train(
 
     images, labels = data.images.to(device), data.labels.to(device)
     model = model.to(device, memory_format=torch.channels_last)
-    flops, peak = _measure_cost(model, accelerator)
+    flops = _training_flops(model)
+    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     optimizers = build_optimizers(model, recipe)
     schedulers = [build_scheduler(optimizer, recipe, steps_per_epoch) for optimizer in optimizers]
     original = model  # shares its parameters with the prepared one, which may be wrapped or compiled
@@ -172,6 +173,7 @@ def train(
             if progress.step % LOGGED_EVERY == 0:
                 accelerator.log({"loss": loss_value, "learning_rate": schedulers[0].get_last_lr()[0]}, progress.step)
             if progress.step % steps_per_epoch == 0:
+                peak = round(peak_flops(device, dtype))
                 entry = _epoch_entry(progress, epoch, steps_per_epoch, recipe, schedulers[0], peak)
                 progress.epochs.append(entry)
                 accelerator.print(json.dumps(entry))
@@ -185,21 +187,18 @@ def train(
     return original, _speed(progress.epochs, steps_per_epoch * recipe.batch_size, flops, processes)
 
 
-def _measure_cost(model: NulaForImageClassification, accelerator: Accelerator) -> tuple[int, int]:
-    """Floating-point operations of training on an image, and those a second that one process could do."""
-    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-    pixels = torch.zeros(1, model.config.num_channels, SIDE, SIDE, device=accelerator.device)
+def _training_flops(model: NulaForImageClassification) -> int:
+    """Floating-point operations of training on one image."""
+    pixels = torch.zeros(1, model.config.num_channels, SIDE, SIDE, device=model.device)
     training = model.training
     model.eval()  # batch statistics must not see these pixels
     flops = flops_of(lambda: model(pixels).logits.sum().backward())
     model.train(training)
     model.zero_grad(set_to_none=True)
-    return flops, round(peak_flops(accelerator.device, dtype))
+    return flops
 
 
-def _epoch_entry(
-    progress: Progress, epoch: int, steps: int, recipe: Recipe, scheduler: LRScheduler, peak: int
-) -> dict:
+def _epoch_entry(progress: Progress, epoch: int, steps: int, recipe: Recipe, scheduler: LRScheduler, peak: int) -> dict:
     none, *operators = progress.operators
     return {
         "epoch": epoch + 1,
