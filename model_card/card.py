@@ -4,17 +4,15 @@ python -m nula.model_card.card rewrites the table between the markers in README.
 """
 
 import argparse
-import csv
 import json
 from importlib.resources import files
 from pathlib import Path
-from statistics import mean, stdev
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from nula.evaluation.accuracy import Table
 from nula.evaluation.findings import findings
-from nula.perturbations.suite import ROWS
+from nula.model_card.tables import attacks_table, calibration_table, corruptions_table, results_table, seeds_table
 from nula.provenance import training_command
 
 BEGIN, END = "<!-- results: begin (python -m nula.model_card.card) -->", "<!-- results: end -->"
@@ -23,6 +21,7 @@ BEGIN, END = "<!-- results: begin (python -m nula.model_card.card) -->", "<!-- r
 PICTURES = {  # of releases/figures, as nula.model_card.figures draws them, with what each shows
     "table": "Accuracy under every perturbation, with 95 % intervals",
     "noise_histogram": "Accuracy over realisations of Gaussian noise, σ = 0.05",
+    "noise_sweep": "Accuracy against the strength of Gaussian noise, with 95 % intervals",
     "running_gap": "v1 − v0 under noise over the first k test images, a line for each realisation",
     "sensitivity": "Norm of the Jacobian of the logits with respect to the pixels, under noise",
     "curvature": "Both ends of the Hessian's spectrum, under noise",
@@ -40,31 +39,6 @@ def pictures(releases: Path) -> dict[str, str]:
 
 def repository_name(version: str) -> str:
     return f"nula-cifar10-robust-{version}"
-
-
-def published(version: str) -> dict[str, float]:
-    """Row name to published accuracy in percent (model cards of MamaPearl/nula-cifar10-robust-v0 and -v1)."""
-    with files("nula.model_card").joinpath("published_table.csv").open(encoding="utf-8") as lines:
-        return {line["perturbation"]: float(line[f"published_{version}"]) for line in csv.DictReader(lines)}
-
-
-def results_table(releases: Path) -> str:
-    """The twenty rows as markdown: published and measured accuracy of v0 and v1, and the change from v0 to v1."""
-    ours = {version: Table.load(releases / version / "results").accuracies() for version in ("v0", "v1")}
-    theirs = {version: published(version) for version in ("v0", "v1")}
-    lines = [
-        "| perturbation | v0 | published v0 | v1 | published v1 | v1 − v0 |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
-    for row in ROWS:
-        v0, v1 = ours["v0"][row.name], ours["v1"][row.name]
-        change = f"{v1 - v0:+.2f}".replace("-", "−")
-        name = row.name.replace("CIFAR-10 Test", "no perturbation")
-        lines.append(
-            f"| {name} | {v0:.2f} | {theirs['v0'][row.name]:.2f} "
-            f"| **{v1:.2f}** | {theirs['v1'][row.name]:.2f} | {change} |"
-        )
-    return "\n".join(lines)
 
 
 def hardware(training: dict) -> str:
@@ -91,25 +65,6 @@ def training_times(releases: Path) -> str:
             f"({training_speed(run)})"
         )
     return f"Trained: {'; '.join(times)}."
-
-
-def seeds_table(version: str, releases: Path) -> str | None:
-    """Accuracy of every training of `version` as markdown, the release's first, and mean ± standard deviation.
-
-    Another seed's training.json and results lie in `releases`/vN/seeds/<seed>. None where there is no other.
-    """
-    folders = [releases / version, *sorted((releases / version / "seeds").glob("*"))]
-    if len(folders) == 1:
-        return None
-    runs = [json.loads((folder / "training.json").read_text()) for folder in folders]
-    accuracies = [Table.load(folder / "results").accuracies() for folder in folders]
-    titles = [f"seed {run['seed']}, {len(run['epochs'])} epochs" for run in runs]
-    lines = [f"| perturbation | {' | '.join(titles)} | mean ± std |", "|---|" + "--:|" * (len(runs) + 1)]
-    for row in ROWS:
-        values = [accuracy[row.name] for accuracy in accuracies]
-        cells = " | ".join(f"{value:.2f}" for value in values)
-        lines.append(f"| {row.name} | {cells} | {mean(values):.2f} ± {stdev(values):.2f} |")
-    return "\n".join(lines)
 
 
 def render_card(version: str, releases: Path) -> str:
@@ -150,6 +105,9 @@ def render_card(version: str, releases: Path) -> str:
         command=training_command(training),
         results=results_table(releases),
         seeds=seeds_table(version, releases),
+        corruptions=corruptions_table(releases),
+        attacks=attacks_table(releases),
+        calibration=calibration_table(releases),
         claims=findings(*(releases / name / "results" for name in ("v0", "v1"))),
         pictures=pictures(releases),
     ).content

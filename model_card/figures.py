@@ -41,6 +41,27 @@ def noise_histogram(results: Results) -> Figure:
     return figure
 
 
+def noise_sweep(results: Results) -> Figure:
+    """Accuracy under one realisation of each strength of the noise, with Wilson's 95 % intervals."""
+    figure, axes = _figure(3.2)
+    for name, folder in results.items():
+        stored = Table.load(folder / "noise")
+        counts = {
+            float(row.rpartition(" ")[2]): int((predictions == stored.labels).sum())
+            for row, seed, predictions in zip(stored.rows, stored.seeds, stored.predictions)
+            if seed == 0
+        }
+        sigmas, total = sorted(counts), len(stored.labels)
+        middle = np.array([100 * counts[sigma] / total for sigma in sigmas])
+        low, high = 100 * np.array([wilson_interval(counts[sigma], total) for sigma in sigmas]).T
+        axes.errorbar(
+            sigmas, middle, (middle - low, high - middle), color=COLORS[name], marker="o", capsize=4, label=name
+        )
+    axes.set(xlabel="σ of the noise", ylabel="accuracy in percent")
+    axes.legend(frameon=False)
+    return figure
+
+
 def running_gap(results: Results) -> Figure:
     """v1 − v0 over the first k images, a line for each realisation."""
     figure, axes = _figure(3.2)
@@ -178,7 +199,7 @@ def _show(axes: matplotlib.axes.Axes, pixels: torch.Tensor, title: str) -> None:
 
 FROM_RESULTS: dict[str, Callable[[Results], Figure]] = {
     function.__name__: function
-    for function in (table, noise_histogram, running_gap, sensitivity, curvature, path, confusion)
+    for function in (table, noise_histogram, noise_sweep, running_gap, sensitivity, curvature, path, confusion)
 }
 
 

@@ -22,7 +22,7 @@ def test_every_record_is_of_its_trial():
         assignments = [*ablations.SCHEDULE, *trial.recipe]
         recipe = asdict(replace(V0, **changes(assignments, list(record["recipe"]), "--recipe")))
         assert record["recipe"] == json.loads(json.dumps(recipe))
-        net = {field: json.loads(str(getattr(trial, field))) for field in ("stem_dropout", "hidden_sizes", "depths")}
+        net = {field: json.loads(str(getattr(trial, field))) for field in ablations.NET}
         assert {field: record["architecture"][field] for field in net} == net
         assert record["dataset"]["images"] == 50_000 - ablations.VALIDATION_IMAGES
         assert record["hardware"]["processes"] == trial.processes

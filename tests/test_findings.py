@@ -1,6 +1,7 @@
 """Verdicts and pictures from result files that were made up, so that each verdict can be forced."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from nula.evaluation.accuracy import Table
 from nula.evaluation.findings import FAILS, HOLDS, UNCLEAR, UNMEASURED, findings
 from nula.evaluation.monte_carlo import row_name
 from nula.evaluation.studies import OPERATORS
-from nula.model_card import figures
+from nula.model_card import figures, tables
 from nula.model_card.card import PICTURES
+from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES
 from nula.perturbations.suite import ROWS
 
 IMAGES, CLASSES = 400, 10
@@ -167,3 +169,35 @@ def test_figures_of_images_can_be_drawn(as_claimed, test_split, tmp_path):
     figure = figures.flipped({"v0": v0, "v1": v1}, test_split)
     assert [axes.get_title() != "" for axes in figure.axes].count(True) == 1
     figure.savefig(tmp_path / "flipped.png")
+
+
+def test_tables_of_studies(tmp_path):
+    """Made-up results whose means are known."""
+    labels = np.zeros(4, np.uint8)
+    for version, right in (("v0", 1), ("v1", 3)):
+        results = tmp_path / version / "results"
+        rows = tuple(f"{name} {severity}" for name in CORRUPTIONS for severity in SEVERITIES)
+        predictions = np.ones((len(rows), 4), np.uint8)
+        predictions[:, :right] = 0
+        predictions[1] = 0  # every image at the first corruption's second severity
+        Table(rows=rows, seeds=(0,) * len(rows), predictions=predictions, labels=labels, provenance={}).save(
+            results / "corruptions"
+        )
+        Table(
+            rows=("clean", "box ε = 2/255"), seeds=(0, 0), predictions=predictions[:2], labels=labels, provenance={}
+        ).save(results / "null_space")
+        scores = {"expected_calibration_error": 0.25, "negative_log_likelihood": right, "brier_score": 0.125}
+        (results / "calibration.json").write_text(json.dumps({"rows": {"clean": scores}}))
+    corruptions = tables.corruptions_table(tmp_path).splitlines()
+    assert corruptions[2] == "| gaussian noise | 40.00 | 80.00 |"
+    assert corruptions[-1] == f"| mean | {25 + 15 / 14:.2f} | {75 + 5 / 14:.2f} |"
+    assert len(corruptions) == 2 + len(CORRUPTIONS) + 1
+    attacks = tables.attacks_table(tmp_path).splitlines()
+    assert attacks[0] == "| attack on 4 images | v0 | v1 |"
+    assert attacks[2:] == ["| clean | 25.00 | 75.00 |", "| box ε = 2/255 | 100.00 | 100.00 |"]
+    assert tables.calibration_table(tmp_path).splitlines()[2] == (
+        "| clean | 0.250 | 0.250 | 1.000 | 3.000 | 0.125 | 0.125 |"
+    )
+    shutil.rmtree(tmp_path / "v1")
+    for table in (tables.corruptions_table, tables.attacks_table, tables.calibration_table):
+        assert table(tmp_path) is None

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nula.model_card.card import published
+from nula.model_card.tables import published
 from nula.perturbations.appearance import (
     brightness,
     contrast,

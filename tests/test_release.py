@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from nula.evaluation.accuracy import Table, evaluate, table_rows
 from nula.evaluation.classifiers import load_classifier
 from nula.image_processing_nula import NulaImageProcessor, normalize
-from nula.model_card.card import BEGIN, pictures, published, render_card, results_table, with_results
+from nula.model_card.card import BEGIN, pictures, render_card, with_results
 from nula.model_card.release import assemble, push
+from nula.model_card.tables import published, results_table
 from nula.modeling_nula import NulaForImageClassification
 from nula.weights import weights_sha256
 

@@ -24,6 +24,7 @@ FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "ablations"
 BASE = "base"
 VALIDATION_IMAGES = 5000
+NET = ("stem_channels", "stem_dropout", "hidden_sizes", "depths")  # of NulaConfig, as fields of a Trial
 SCHEDULE = ("warmup_epochs=1", "cosine_epochs=1", "restart_epochs=0")  # every trial's
 
 
@@ -33,6 +34,7 @@ class Trial:
 
     change: str
     recipe: tuple[str, ...] = ()
+    stem_channels: int = 24
     hidden_sizes: str = "[32,80,144,248]"
     depths: str = "[1,1,1,1]"
     stem_dropout: float = 0.2
@@ -40,7 +42,7 @@ class Trial:
 
     def arguments(self, dataset: str, output_dir: str) -> list[str]:
         data = ["--dataset", dataset, "--output_dir", output_dir, "--validation_images", str(VALIDATION_IMAGES)]
-        net = [f"hidden_sizes={self.hidden_sizes}", f"depths={self.depths}", f"stem_dropout={self.stem_dropout}"]
+        net = [f"{field}={getattr(self, field)}" for field in NET]
         return ["train/train_v0.py", *data, "--recipe", *SCHEDULE, *self.recipe, "--config", *net]
 
 
@@ -50,7 +52,7 @@ TRIALS = {
     "three-stages": Trial(change="three stages, at the same cost", hidden_sizes="[28,64,216]", depths="[1,1,2]"),
     "share-50": Trial(change="half of the images augmented", recipe=("augmented_share=0.5",)),
     "no-dropout": Trial(change="no dropout behind the stem", stem_dropout=0.0),
-    "dropout-40": Trial(change="twice the dropout", stem_dropout=0.4),
+    "stem-48": Trial(change="twice the channels in the stem", stem_channels=48),
     "two-processes": Trial(change="two processes with half of each batch each", processes=2),
 }
 
