@@ -60,10 +60,11 @@ def measure(arguments: argparse.Namespace, rows: list[Measurement], part: str = 
     data = load_split(arguments.dataset, "test")
     tables = []
     for model, output in zip(arguments.model, folders(arguments.model, arguments.output)):
+        classifier = load_classifier(model, accelerator.device)
         described = provenance(model, arguments.dataset, data, accelerator.device)
         folder = output / part
         table = evaluate(
-            load_classifier(model, accelerator.device),
+            classifier,
             data,
             rows,
             accelerator,
@@ -75,6 +76,7 @@ def measure(arguments: argparse.Namespace, rows: list[Measurement], part: str = 
         if accelerator.is_main_process:
             save_finished(table, folder, described, rows)
             if table.logits is not None:
+                studies.save_golden(classifier, data, accelerator.device, folder / "golden.npz")
                 calibrations = {
                     row: asdict(calibration(logits, table.labels)) for row, logits in zip(table.rows, table.logits)
                 }
@@ -130,11 +132,10 @@ def claims(arguments: argparse.Namespace) -> None:
 
 
 def single_device(arguments: argparse.Namespace) -> torch.device:
-    """The device of a study, in full float32. ValueError under a launcher of several processes."""
+    """The device of a study. ValueError under a launcher of several processes."""
     accelerator = Accelerator(cpu=arguments.cpu)
     if accelerator.num_processes > 1:
         raise ValueError(f"{arguments.command} runs in one process, got {accelerator.num_processes}.")
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return accelerator.device
 
 
@@ -208,6 +209,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     start_cpu_processes()
     arguments = build_parser().parse_args()
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # float32 in full
     try:
         arguments.run(arguments)
     except (ValueError, OSError) as error:

@@ -23,6 +23,7 @@ from nula.perturbations.sampling import checkerboard, decimate, resize
 
 SIGMAS = (0.0, 0.025, 0.05, 0.1)  # of Gaussian noise, at which derivatives are taken
 EPSILONS = (2, 4, 8)  # bounds of the attack, in 255ths of the pixel range
+GOLDEN_IMAGES = 16
 ALPHAS = (-0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 CLEAN, NOISE, RESIZE = "clean", "Gaussian noise σ = 0.05", "resize ×0.25"
@@ -152,6 +153,14 @@ def basin(
             "loss": {key: _losses(model, batches) for key, model in (("start", start), ("end", moved))},
         }
     return {"path": path, "shapes": shapes}
+
+
+def save_golden(classifier: torch.nn.Module, data: Split, device: torch.device, file: Path) -> None:
+    """Keep the first images, uint8 (16, 32, 32, 3), and their logits, by which a copy of the model can be checked."""
+    images = data.images[:GOLDEN_IMAGES]
+    with torch.inference_mode():
+        logits = classifier(_pixels(images, device)).float().cpu()
+    np.savez_compressed(file, images=images.numpy(), logits=logits.numpy())
 
 
 def null_space_table(

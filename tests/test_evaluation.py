@@ -1,5 +1,6 @@
 """The table of any classifier: raw, resumable, the same on any number of processes; and what is derived from it."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -105,6 +106,11 @@ def test_two_processes_count_as_one(tmp_path, tiny_folder):
         )
         tables.append(Table.load(output))
         assert not list(output.glob("partial-*"))
+        with np.load(output / "golden.npz") as golden:
+            np.testing.assert_allclose(
+                golden["logits"], tables[-1].logits[0, :16], atol=0.01
+            )  # stored in half precision
+        assert set(json.loads((output / "calibration.json").read_text())["rows"]) == set(tables[-1].rows)
     assert tables[0].predictions.shape == (20, 200)
     for table in tables[1:]:
         assert np.array_equal(table.predictions, tables[0].predictions)

@@ -158,5 +158,5 @@ def test_golden_logits_of_the_released_weights(version, pixels):
     model = NulaForImageClassification.from_pretrained(ROOT / "releases" / version).eval()
     with torch.no_grad():
         logits = model(normalize(pixels)).logits
-    with np.load(ROOT / "tests" / "data" / "golden_logits.npz") as golden:
-        np.testing.assert_allclose(logits.numpy(), golden[version], atol=1e-4)
+    with np.load(ROOT / "releases" / version / "results" / "golden.npz") as golden:
+        np.testing.assert_allclose(logits.numpy(), golden["logits"], atol=1e-4)
