@@ -27,7 +27,7 @@ release: setup
 	$(BIN)/python -m nula.model_card.release $(VERSION)
 
 push: setup
-	$(BIN)/python -m nula.model_card.release $(VERSION) --push $(HUB_ID)
+	$(BIN)/python -m nula.model_card.release $(VERSION) --push '$(HUB_ID)' $(if $(TAG),--tag '$(TAG)') $(if $(PRIVATE),--private) $(if $(DRY_RUN),--dry-run)
 
 evaluate: setup
 	$(BIN)/python -m nula.evaluation table --model releases/$(VERSION) --dataset '$(DATASET)' --output releases/$(VERSION)/results

@@ -1,16 +1,15 @@
 """Assemble the exact files of a Hub repository from a release, and push them.
 
-python -m nula.model_card.release v1 [--push owner/name]
+python -m nula.model_card.release v1 [--push owner/name [--tag v1.0.0] [--private] [--dry-run]]
 """
 
 import argparse
 import shutil
 from pathlib import Path
 
-from huggingface_hub import HfApi
-
 from nula.image_processing_nula import NulaImageProcessor
 from nula.model_card.card import pictures, render_card, repository_name
+from nula.model_card.push import PushRefused, changes, check, push
 from nula.weights import load_model
 
 VERSIONS = ("v0", "v1")
@@ -41,25 +40,32 @@ def assemble(version: str, releases: Path, build: Path) -> Path:
     return payload
 
 
-def push(payload: Path, hub_id: str) -> str:
-    """Upload `payload` to the model repository `hub_id`, made if need be, in one commit; return the commit's URL."""
-    api = HfApi()
-    api.create_repo(hub_id, repo_type="model", exist_ok=True)
-    return api.upload_folder(repo_id=hub_id, folder_path=payload, commit_message=f"Release {payload.name}").commit_url
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Assemble the files of a Hub repository, and push them.")
     parser.add_argument("version", choices=VERSIONS)
     parser.add_argument("--releases", type=Path, default=Path("releases"))
     parser.add_argument("--build", type=Path, default=Path("build"))
     parser.add_argument("--push", metavar="HUB_ID", help="owner/name of the repository to push to")
+    parser.add_argument("--tag", help="of the commit, such as v1.0.0")
+    parser.add_argument("--private", action="store_true", help="where the repository is made by this push")
+    parser.add_argument("--dry-run", action="store_true", help="check, and say what the push would change")
     arguments = parser.parse_args()
+    if arguments.push is None and (arguments.tag or arguments.private or arguments.dry_run):
+        parser.error("--tag, --private and --dry-run are of a --push")
     payload = assemble(arguments.version, arguments.releases, arguments.build)
-    for file in sorted(file for file in payload.rglob("*") if file.is_file()):
-        print(f"{file.stat().st_size:>10,}  {file}")
-    if arguments.push:
-        print(push(payload, arguments.push))
+    if arguments.push is None:
+        for file in sorted(file for file in payload.rglob("*") if file.is_file()):
+            print(f"{file.stat().st_size:>10,}  {file}")
+        return
+    release = arguments.releases / arguments.version
+    try:
+        if arguments.dry_run:
+            check(payload, release, arguments.push, arguments.tag)
+            print("\n".join(changes(payload, arguments.push)))
+        else:
+            print(push(payload, release, arguments.push, private=arguments.private, tag=arguments.tag))
+    except PushRefused as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":

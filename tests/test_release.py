@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from nula.evaluation.accuracy import Table, evaluate, table_rows
 from nula.evaluation.classifiers import load_classifier
 from nula.image_processing_nula import NulaImageProcessor, normalize
 from nula.model_card.card import BEGIN, pictures, render_card, with_results
-from nula.model_card.release import assemble, push
+from nula.model_card.release import assemble
 from nula.model_card.tables import published, results_table
 from nula.modeling_nula import NulaForImageClassification
 from nula.weights import weights_sha256
@@ -112,25 +111,6 @@ print(type(pipeline("image-classification", model=through_pipeline, trust_remote
     original = remote_logits(payload, images, tmp_path)
     assert np.array_equal(remote_logits(piped, images, tmp_path), original)
     np.testing.assert_allclose(remote_logits(parts, images, tmp_path), original + 1, atol=1e-5)
-
-
-def test_a_push_is_one_commit_of_the_payload(payload, monkeypatch):
-    calls = []
-
-    class Hub:
-        def create_repo(self, repo_id, **options):
-            calls.append(("create", repo_id, options))
-
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            calls.append(("upload", repo_id, folder_path))
-            return SimpleNamespace(commit_url=f"https://hub.example/{repo_id}/commit/1")
-
-    monkeypatch.setattr("nula.model_card.release.HfApi", Hub)
-    assert push(payload, "owner/name") == "https://hub.example/owner/name/commit/1"
-    assert calls == [
-        ("create", "owner/name", {"repo_type": "model", "exist_ok": True}),
-        ("upload", "owner/name", payload),
-    ]
 
 
 def test_assembling_without_weights_is_refused(tmp_path):

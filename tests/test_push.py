@@ -1,0 +1,234 @@
+"""Pushes to a Hub on localhost: whole or not at all, whatever fails, and loaded from there by remote code."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CAT, ROOT, run_without_nula
+from hub import Fault, Hub
+
+from nula.model_card.card import repository_name
+from nula.model_card.push import PushRefused, check_payload
+
+NAME = "owner/nula"
+QUICK = """
+import sys
+from pathlib import Path
+from nula.model_card import push as module
+module.check_payload = lambda payload, release: None  # a test of its own
+module.wait_exponential = lambda max: lambda state: 0.01
+try:
+    print(module.push(Path(sys.argv[1]), Path("."), sys.argv[2], tag=sys.argv[3] or None))
+except module.PushRefused as refusal:
+    sys.exit(f"error: {refusal}")
+"""
+
+
+@pytest.fixture
+def hub():
+    with Hub() as served:
+        yield served
+
+
+@pytest.fixture
+def environment(hub, tmp_path) -> dict[str, str]:
+    names = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_write"}
+    return {**os.environ, **names, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    """Something that can be pushed in no time: a file of git and one of LFS."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nlicense: mit\n---\nA card.\n")
+    (folder / "model.safetensors").write_bytes(bytes(range(256)) * 100)
+    return folder
+
+
+def push_small(folder: Path, environment: dict[str, str], tag: str = "", name: str = NAME):
+    command = [sys.executable, "-c", QUICK, str(folder), name, tag]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_a_push_is_one_commit_and_one_tag(hub, environment, small):
+    done = push_small(small, environment, tag="v1.0.0")
+    assert done.returncode == 0, done.stderr
+    repository = hub.repositories[NAME]
+    _, commit = repository.commits
+    assert done.stdout.strip() == f"{hub.url}/{NAME}/commit/{commit.oid}"
+    assert repository.tags == {"v1.0.0": commit.oid}
+    (small / "README.md").write_text("Another card.\n")
+    (small / "config.json").write_text("{}")
+    repository.commits[-1].files["stale.bin"] = b"of an older release"
+    assert push_small(small, environment).returncode == 0
+    assert len(repository.commits) == 3
+    files = {file.name: file.read_bytes() for file in small.iterdir()}
+    assert repository.commits[-1].files == files | {".gitattributes": b"* -text\n"}
+    again = push_small(small, environment, tag="v1.0.0")
+    assert again.returncode == 1
+    assert "error: owner/nula has a tag v1.0.0 already; take the next version number." in again.stderr
+    assert len(repository.commits) == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (Fault("commit/main", 500, times=99), "the Hub refused: .*500"),
+        (Fault("commit/main", times=99), "the connection to the Hub failed"),
+        (Fault("preupload", 403), "the Hub refused: .*403"),
+        (Fault("whoami", 401), "the Hub does not know this token; make one with write access and log in anew"),
+        (Fault("commit/main", 412), "the Hub refused: .*412"),
+    ],
+    ids=["500", "dropped", "403", "401", "412"],
+)
+def test_what_fails_for_good_changes_nothing_and_can_be_run_again(hub, environment, small, fault, message):
+    assert push_small(small, environment).returncode == 0
+    (small / "model.safetensors").write_bytes(bytes(range(255, -1, -1)) * 100)
+    before = hub.state()
+    hub.faults = [fault]
+    failed = push_small(small, environment, tag="v2.0.0")
+    assert failed.returncode == 1
+    assert "error: " in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert re.search(message, failed.stderr), failed.stderr
+    assert hub.state() == before
+    hub.faults = []
+    assert push_small(small, environment, tag="v2.0.0").returncode == 0
+    assert len(hub.repositories[NAME].commits) == 3
+    assert list(hub.repositories[NAME].tags) == ["v2.0.0"]
+
+
+def test_what_fails_in_passing_is_tried_again(hub, environment, small):
+    hub.faults = [
+        Fault("whoami", 503),
+        Fault("repos/create", 500),
+        Fault("preupload", 502),
+        Fault("objects/batch", 429, headers={"Retry-After": "0"}),
+        Fault("PUT /lfs"),
+        Fault("commit/main", times=2),
+        Fault("tag/", 429, headers={"Retry-After": "1"}),
+    ]
+    done = push_small(small, environment, tag="v1.0.0")
+    assert done.returncode == 0, done.stderr
+    assert [fault.seen > 0 for fault in hub.faults] == [True] * 7
+    assert len(hub.repositories[NAME].commits) == 2
+    assert list(hub.repositories[NAME].tags) == ["v1.0.0"]
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("", "error: there is no Hub token; run `hf auth login` or set HF_TOKEN to one with write access."),
+        ("hf_read", "error: the Hub token may only read; make one with write access and log in anew."),
+    ],
+)
+def test_a_token_that_will_not_do_is_refused_before_anything(hub, environment, small, token, message):
+    failed = push_small(small, environment | {"HF_TOKEN": token})
+    assert failed.returncode == 1
+    assert message in failed.stderr
+    assert hub.repositories == {}
+
+
+def test_a_dry_run_says_what_would_change(hub, environment, small, monkeypatch, tmp_path):
+    code = "import sys; from pathlib import Path; from nula.model_card.push import changes; "
+    code += f"print('\\n'.join(changes(Path(sys.argv[1]), {NAME!r})))"
+
+    def dry_run() -> list[list[str]]:
+        command = [sys.executable, "-c", code, str(small)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return [line.split() for line in done.stdout.splitlines()]
+
+    assert dry_run() == [["34", "README.md", "new"], ["25,600", "model.safetensors", "new"]]
+    assert push_small(small, environment).returncode == 0
+    hub.repositories[NAME].commits[-1].files["stale.bin"] = b"old"
+    (small / "README.md").write_text("Another card.\n")
+    expected = [["14", "README.md", "changed"], ["25,600", "model.safetensors", "unchanged"], ["stale.bin", "removed"]]
+    assert dry_run() == expected
+    assert len(hub.repositories[NAME].commits) == 2
+
+
+@pytest.fixture
+def release(tmp_path) -> Path:
+    """A copy of the release v1 that may be spoiled."""
+    return shutil.copytree(ROOT / "releases" / "v1", tmp_path / "v1")
+
+
+def test_a_payload_is_checked_against_its_results(payload, release):
+    check_payload(payload, release)
+    results = release / "results"
+    with np.load(results / "golden.npz") as golden:
+        np.savez(results / "golden.npz", images=golden["images"], logits=golden["logits"] + 0.1)
+    with pytest.raises(PushRefused, match=r"loaded by its remote code: logits differ by 0\.1"):
+        check_payload(payload, release)
+    (results / "golden.npz").unlink()
+    with pytest.raises(PushRefused, match=r"holds no golden\.npz"):
+        check_payload(payload, release)
+    provenance = json.loads((results / "provenance.json").read_text()) | {"weights_sha256": "0" * 64}
+    (results / "provenance.json").write_text(json.dumps(provenance))
+    with pytest.raises(PushRefused, match=r"were measured on other weights than .*run `make evaluate VERSION=v1`"):
+        check_payload(payload, release)
+    shutil.rmtree(results)
+    with pytest.raises(PushRefused, match="holds no results; run `make evaluate VERSION=v1`"):
+        check_payload(payload, release)
+
+
+def test_a_payload_that_does_not_load_is_refused(payload, release, tmp_path):
+    broken = shutil.copytree(payload, tmp_path / "payload")
+    (broken / "modeling_nula.py").write_text("raise RuntimeError('broken on purpose')\n")
+    with pytest.raises(
+        PushRefused, match="fails when it is loaded by its remote code: RuntimeError: broken on purpose"
+    ):
+        check_payload(broken, release)
+
+
+CLASSIFY = """
+from transformers import pipeline
+name, revision, image = sys.argv[1:]
+answers = pipeline("image-classification", model=name, trust_remote_code=True, revision=revision)(image)
+print([(answer["label"], round(answer["score"], 5)) for answer in answers])
+"""
+FINE_TUNE = """
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+name, theirs = sys.argv[1:]
+model = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=True).train()
+processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
+torch.manual_seed(0)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+for _ in range(2):
+    model(torch.randn(4, 3, 32, 32), labels=torch.arange(4)).loss.backward()
+    optimizer.step()
+model.push_to_hub(theirs)
+processor.push_to_hub(theirs)
+"""
+
+
+@pytest.mark.parametrize("version", ["v0", "v1"])
+def test_a_release_is_pulled_at_its_commit_and_pushed_on(hub, environment, monkeypatch, tmp_path, version):
+    name = f"owner/{repository_name(version)}"
+    command = [sys.executable, "-m", "nula.model_card.release", version, "--build", str(tmp_path / "build")]
+    done = subprocess.run(
+        [*command, "--push", name, "--tag", "v1.0.0"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    _, commit = hub.repositories[name].commits
+    assert hub.repositories[name].tags == {"v1.0.0": commit.oid}
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    pulled = run_without_nula(CLASSIFY, tmp_path, name, commit.oid, CAT)
+    local = run_without_nula(CLASSIFY, tmp_path, tmp_path / "build" / repository_name(version), "main", CAT)
+    assert pulled == local
+    assert "('cat', " in pulled
+    if version == "v1":
+        run_without_nula(FINE_TUNE, tmp_path, name, "owner/theirs")
+        answers = run_without_nula(CLASSIFY, tmp_path, "owner/theirs", "main", CAT)
+        assert answers.startswith("[('")
+        assert answers != pulled
