@@ -136,7 +136,7 @@ def test_a_token_that_will_not_do_is_refused_before_anything(hub, environment, s
     assert hub.repositories == {}
 
 
-def test_a_dry_run_says_what_would_change(hub, environment, small, monkeypatch, tmp_path):
+def test_a_dry_run_says_what_would_change(hub, environment, small):
     code = "import sys; from pathlib import Path; from nula.model_card.push import changes; "
     code += f"print('\\n'.join(changes(Path(sys.argv[1]), {NAME!r})))"
 
@@ -146,7 +146,7 @@ def test_a_dry_run_says_what_would_change(hub, environment, small, monkeypatch, 
         assert done.returncode == 0, done.stderr
         return [line.split() for line in done.stdout.splitlines()]
 
-    assert dry_run() == [["34", "README.md", "new"], ["25,600", "model.safetensors", "new"]]
+    assert dry_run() == [["29", "README.md", "new"], ["25,600", "model.safetensors", "new"]]
     assert push_small(small, environment).returncode == 0
     hub.repositories[NAME].commits[-1].files["stale.bin"] = b"old"
     (small / "README.md").write_text("Another card.\n")
