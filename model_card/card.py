@@ -12,7 +12,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from nula.evaluation.accuracy import Table
 from nula.evaluation.findings import findings
-from nula.model_card.tables import attacks_table, calibration_table, corruptions_table, results_table, seeds_table
+from nula.model_card.tables import (
+    VERSIONS,
+    attacks_table,
+    calibration_table,
+    corruptions_table,
+    measured,
+    results_table,
+    seeds_table,
+)
 from nula.provenance import training_command
 
 BEGIN, END = "<!-- results: begin (python -m nula.model_card.card) -->", "<!-- results: end -->"
@@ -108,7 +116,7 @@ def render_card(version: str, releases: Path) -> str:
         corruptions=corruptions_table(releases),
         attacks=attacks_table(releases),
         calibration=calibration_table(releases),
-        claims=findings(*(releases / name / "results" for name in ("v0", "v1"))),
+        claims=findings(*(releases / name / "results" for name in VERSIONS)) if len(measured(releases)) == 2 else [],
         pictures=pictures(releases),
     ).content
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from nula.image_processing_nula import NulaImageProcessor
 from nula.model_card.card import pictures, render_card, repository_name
 from nula.model_card.push import PushRefused, changes, check, push
+from nula.model_card.tables import VERSIONS
 from nula.weights import load_model
-
-VERSIONS = ("v0", "v1")
 
 
 def assemble(version: str, releases: Path, build: Path) -> Path:

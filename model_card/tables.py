@@ -20,22 +20,27 @@ def published(version: str) -> dict[str, float]:
         return {line["perturbation"]: float(line[f"published_{version}"]) for line in csv.DictReader(lines)}
 
 
+def measured(releases: Path, study: str = "") -> dict[str, Table]:
+    """The stored tables of the table, or of `study`, by version; of those that there are."""
+    folders = {version: releases / version / "results" / study for version in VERSIONS}
+    return {version: Table.load(folder) for version, folder in folders.items() if folder.is_dir()}
+
+
 def results_table(releases: Path) -> str:
-    """The twenty rows as markdown: published and measured accuracy of v0 and v1, and the change from v0 to v1."""
-    ours = {version: Table.load(releases / version / "results").accuracies() for version in ("v0", "v1")}
-    theirs = {version: published(version) for version in ("v0", "v1")}
-    lines = [
-        "| perturbation | v0 | published v0 | v1 | published v1 | v1 − v0 |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
+    """The twenty rows as markdown: measured and published accuracy of v0, v1 or both, and the change from v0 to v1."""
+    ours = {version: table.accuracies() for version, table in measured(releases).items()}
+    columns = [f"{title}{version}" for version in ours for title in ("", "published ")]
+    both = len(ours) == len(VERSIONS)
+    lines = [f"| perturbation | {' | '.join(columns + ['v1 − v0'] * both)} |"]
+    lines += ["|---|" + "--:|" * (len(columns) + both)]
     for row in ROWS:
-        v0, v1 = ours["v0"][row.name], ours["v1"][row.name]
-        change = f"{v1 - v0:+.2f}".replace("-", "−")
-        name = row.name.replace("CIFAR-10 Test", "no perturbation")
-        lines.append(
-            f"| {name} | {v0:.2f} | {theirs['v0'][row.name]:.2f} "
-            f"| **{v1:.2f}** | {theirs['v1'][row.name]:.2f} | {change} |"
-        )
+        cells = [row.name.replace("CIFAR-10 Test", "no perturbation")]
+        for version, accuracies in ours.items():
+            value = f"{accuracies[row.name]:.2f}"
+            cells += [f"**{value}**" if version == "v1" else value, f"{published(version)[row.name]:.2f}"]
+        if both:
+            cells.append(f"{ours['v1'][row.name] - ours['v0'][row.name]:+.2f}".replace("-", "−"))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -60,44 +65,38 @@ def seeds_table(version: str, releases: Path) -> str | None:
 
 def corruptions_table(releases: Path) -> str | None:
     """Accuracy of v0 and v1 under each common corruption, over its severities, and over all. None if not measured."""
-    stored = _both(releases, "corruptions")
-    if stored is None:
+    accuracies = {version: table.accuracies() for version, table in measured(releases, "corruptions").items()}
+    if not accuracies:
         return None
-    accuracies = [table.accuracies() for table in stored]
     means = {
-        name: [mean(accuracy[f"{name} {severity}"] for severity in SEVERITIES) for accuracy in accuracies]
+        name: [mean(accuracy[f"{name} {severity}"] for severity in SEVERITIES) for accuracy in accuracies.values()]
         for name in CORRUPTIONS
     }
     means["mean"] = [mean(column) for column in zip(*means.values())]
-    return _markdown("corruption", VERSIONS, {name.replace("_", " "): values for name, values in means.items()})
+    return _markdown("corruption", list(accuracies), {name.replace("_", " "): values for name, values in means.items()})
 
 
 def attacks_table(releases: Path) -> str | None:
     """Accuracy of v0 and v1 under the attacks of the null-space study. None if not measured."""
-    stored = _both(releases, "null_space")
-    if stored is None:
+    stored = measured(releases, "null_space")
+    if not stored:
         return None
-    v0, v1 = (table.accuracies() for table in stored)
-    first = f"attack on {len(stored[0].labels):,} images"
-    return _markdown(first, VERSIONS, {row: (v0[row], v1[row]) for row in v0})
+    accuracies = [table.accuracies() for table in stored.values()]
+    counts = " and ".join(sorted({f"{len(table.labels):,}" for table in stored.values()}))
+    rows = {row: [accuracy[row] for accuracy in accuracies] for row in accuracies[0]}
+    return _markdown(f"attack on {counts} images", list(stored), rows)
 
 
 def calibration_table(releases: Path) -> str | None:
     """Expected calibration error, negative log-likelihood and Brier score of v0 and v1 by row. None if not measured."""
-    paths = [releases / version / "results" / "calibration.json" for version in VERSIONS]
-    if not all(path.is_file() for path in paths):
+    records = {version: releases / version / "results" / "calibration.json" for version in VERSIONS}
+    scores = {version: json.loads(file.read_text())["rows"] for version, file in records.items() if file.is_file()}
+    if not scores:
         return None
-    v0, v1 = (json.loads(path.read_text())["rows"] for path in paths)
     fields = {"expected_calibration_error": "ECE", "negative_log_likelihood": "NLL", "brier_score": "Brier"}
-    columns = [f"{title} {version}" for title in fields.values() for version in VERSIONS]
-    return _markdown(
-        "perturbation", columns, {row: [rows[row][field] for field in fields for rows in (v0, v1)] for row in v0}, 3
-    )
-
-
-def _both(releases: Path, study: str) -> list[Table] | None:
-    folders = [releases / version / "results" / study for version in VERSIONS]
-    return [Table.load(folder) for folder in folders] if all(folder.is_dir() for folder in folders) else None
+    columns = [f"{title} {version}" for title in fields.values() for version in scores]
+    rows = {row.name: [scores[version][row.name][field] for field in fields for version in scores] for row in ROWS}
+    return _markdown("perturbation", columns, rows, digits=3)
 
 
 def _markdown(first: str, columns: Sequence[str], rows: dict[str, Sequence[float]], digits: int = 2) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CAT, ROOT, run_without_nula
+from conftest import CAT, ROOT, SAMPLE, run_without_nula
 from hub import Fault, Hub
 
 from nula.model_card.card import repository_name
@@ -232,3 +232,42 @@ def test_a_release_is_pulled_at_its_commit_and_pushed_on(hub, environment, monke
         answers = run_without_nula(CLASSIFY, tmp_path, "owner/theirs", "main", CAT)
         assert answers.startswith("[('")
         assert answers != pulled
+
+
+def test_training_scripts_push_what_they_train(hub, environment, tmp_path):
+    tiny = ["--recipe", "batch_size=64", "--max_steps", "1", "--dataset", str(SAMPLE)]
+
+    def train(script: str, output_dir: Path, *arguments: str):
+        command = [
+            sys.executable,
+            f"train/{script}",
+            *tiny,
+            "--output_dir",
+            str(output_dir),
+            "--push_to_hub",
+            *arguments,
+        ]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+    net = ["--config", "stem_channels=4", "hidden_sizes=[8,8]", "depths=[0,0]"]
+    done = train("train_v0.py", tmp_path / "v0", *net)
+    assert "error: --push_to_hub needs --hub_model_id owner/name." in done.stderr
+    hub.faults = [Fault("whoami", 401)]
+    done = train("train_v0.py", tmp_path / "v0", *net, "--hub_model_id", "owner/mine-v0")
+    assert "error: --push_to_hub: the Hub does not know this token" in done.stderr
+    assert not (tmp_path / "v0").exists()
+    hub.faults = [Fault("commit/main", 403)]
+    done = train("train_v0.py", tmp_path / "v0", *net, "--hub_model_id", "owner/mine-v0")
+    assert "the same command with --resume pushes" in done.stderr
+    measured = (tmp_path / "v0" / "results" / "predictions.npz").stat().st_mtime_ns
+    done = train("train_v0.py", tmp_path / "v0", *net, "--hub_model_id", "owner/mine-v0", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "v0" / "results" / "predictions.npz").stat().st_mtime_ns == measured  # not measured again
+    _, commit = hub.repositories["owner/mine-v0"].commits
+    assert done.stdout.strip().endswith(f"{hub.url}/owner/mine-v0/commit/{commit.oid}")
+    assert "| perturbation | v0 | published v0 |\n" in commit.files["README.md"].decode()
+
+    done = train("finetune_v1.py", tmp_path / "v1", "--v0", str(tmp_path / "v0"), "--hub_model_id", "owner/mine-v1")
+    assert done.returncode == 0, done.stderr
+    card = hub.repositories["owner/mine-v1"].commits[-1].files["README.md"].decode()
+    assert "| perturbation | v0 | published v0 | v1 | published v1 | v1 − v0 |\n" in card

@@ -5,7 +5,7 @@ accelerate launch train/finetune_v1.py --v0 runs/v0 --output_dir runs/v1
 
 from nula.train.launch import build_parser, prepare, run
 from nula.train.recipe import V1
-from nula.weights import load_model, weights_sha256
+from nula.weights import load_model
 
 
 def main() -> None:
@@ -16,10 +16,10 @@ def main() -> None:
     arguments = parser.parse_args()
     accelerator = prepare(arguments)
     try:
-        model, sha256 = load_model(arguments.v0), weights_sha256(arguments.v0)
+        model = load_model(arguments.v0)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: --v0 {arguments.v0}: {error}") from error
-    run(model, V1, arguments, accelerator, sha256)
+    run(model, V1, arguments, accelerator, arguments.v0)
 
 
 if __name__ == "__main__":

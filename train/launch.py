@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -19,11 +20,14 @@ from nula.evaluation.accuracy import evaluate, table_rows
 from nula.evaluation.classifiers import load_classifier
 from nula.image_processing_nula import NulaImageProcessor
 from nula.launcher import start_cpu_processes
+from nula.model_card.push import PushRefused
 from nula.modeling_nula import NulaForImageClassification
 from nula.provenance import command_again, library_versions, public_argument
 from nula.train.interruption import TrainingInterrupted
 from nula.train.loop import ARCHITECTURE, dynamo_backend, train
+from nula.train.publish import check_before, publish
 from nula.train.recipe import Recipe
+from nula.weights import weights_sha256
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
@@ -40,6 +44,8 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         type=positive,
         help="train without the last so many images of the training split, and measure on them at the end",
     )
+    parser.add_argument("--push_to_hub", action="store_true", help="measure the result, write its card and push it")
+    parser.add_argument("--hub_model_id", metavar="OWNER/NAME", help="the repository that --push_to_hub pushes to")
     parser.add_argument(
         "--recipe", nargs="*", default=[], metavar="FIELD=VALUE", help="changes of the recipe, VALUE as in JSON"
     )
@@ -75,15 +81,19 @@ def run(
     recipe: Recipe,
     arguments: argparse.Namespace,
     accelerator: Accelerator,
-    initial_weights_sha256: str | None = None,
+    v0: str | None = None,
 ) -> None:
     """Train by `recipe` on the training split and leave weights, processor and training.json in output_dir.
+
+    `v0` names the weights that `model` came with, where it was trained before. With --push_to_hub the result is
+    measured and pushed.
 
     Ends the process with a message where the run cannot start or go on, and with the status 128 + signal, as shells
     have it, where it was asked to stop.
     """
     output_dir: Path = arguments.output_dir
     allowed = [field.name for field in fields(recipe) if field.name != "name"]
+    initial = None if v0 is None else weights_sha256(v0)
     try:
         recipe = replace(recipe, **changes(arguments.recipe, allowed, "--recipe"))
         with accelerator.main_process_first():  # the others find the data set cached
@@ -114,7 +124,7 @@ def run(
                 "recipe": asdict(recipe),
                 "architecture": {field: getattr(model.config, field) for field in ARCHITECTURE},
                 "command": command_again("accelerate launch", sys.argv),
-                "initial_weights_sha256": initial_weights_sha256,
+                "initial_weights_sha256": initial,
                 "seed": arguments.seed,
                 "max_steps": arguments.max_steps,
                 "parameters": parameters,
@@ -135,9 +145,17 @@ def run(
                 record["validation"] = measured
             (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n")
             accelerator.print(f"saved to {output_dir}")
+            if arguments.push_to_hub:
+                print(
+                    publish(recipe.name, output_dir, arguments.dataset, arguments.hub_model_id, accelerator.device, v0)
+                )
     except TrainingInterrupted as interruption:
         accelerator.print(f"{interruption}; the same command with --resume goes on from there.")
         raise SystemExit(128 + interruption.signum) from interruption
+    except (PushRefused, subprocess.CalledProcessError) as error:
+        raise SystemExit(
+            f"error: {error} The run is in {output_dir}; the same command with --resume pushes."
+        ) from error
     except (ValueError, OSError, FloatingPointError, SafetensorError) as error:
         raise SystemExit(f"error: {error}") from error
     finally:
@@ -154,6 +172,8 @@ def _measure(folder: Path, data: Split, accelerator: Accelerator) -> dict[str, f
 def prepare(arguments: argparse.Namespace) -> Accelerator:
     start_cpu_processes()
     set_seed(arguments.seed)
+    if arguments.push_to_hub:
+        check_before(arguments.hub_model_id)
     trackers = [tracker.value for tracker in get_available_trackers()]  # accelerate would only log at debug level
     if arguments.report_to and arguments.report_to not in trackers:
         installed = ", ".join(trackers) or "none"
