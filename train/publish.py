@@ -14,7 +14,6 @@ from nula.model_card.push import PushRefused, check_hub, push
 from nula.model_card.release import assemble
 from nula.weights import weights_sha256
 
-
 # The variables by which a launcher tells a process of the others.
 LAUNCHER = ("ACCELERATE_", "TORCHELASTIC_", "MASTER_", "GROUP_", "ROLE_", "LOCAL_", "RANK", "WORLD_SIZE")
 
