@@ -20,11 +20,14 @@ def public_argument(argument: str) -> str:
 
 
 def command_again(program: str, arguments: list[str]) -> str:
-    """The command that does the whole run again: `--resume` is left out, and paths are made public."""
+    """The command that does the whole run again: without resuming and pushing it, and with paths made public."""
     parts = []
     for argument in arguments:
-        if argument != "--resume":
-            parts.extend(argument.split("=", 1) if argument.startswith("--") else [argument])
+        parts.extend(argument.split("=", 1) if argument.startswith("--") else [argument])
+    if "--hub_model_id" in parts:
+        place = parts.index("--hub_model_id")
+        del parts[place : place + 2]
+    parts = [part for part in parts if part not in ("--resume", "--push_to_hub")]
     return f"{program} {shlex.join(map(public_argument, parts))}"
 
 

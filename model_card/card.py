@@ -75,10 +75,15 @@ def training_times(releases: Path) -> str:
     return f"Trained: {'; '.join(times)}."
 
 
-def render_card(version: str, releases: Path) -> str:
-    """README.md of the Hub repository of `version`."""
+def render_card(version: str, releases: Path, hub_id: str | None = None, base: str | None = None) -> str:
+    """README.md of the Hub repository `hub_id` of `version`, by default the project's own.
+
+    `base` is the Hub id of the weights that v1 was fine-tuned from, by default the project's own v0; "" where they
+    are on no Hub.
+    """
+    base = f"MamaPearl/{repository_name('v0')}" if base is None else base
     training = json.loads((releases / version / "training.json").read_text())
-    accuracies = Table.load(releases / version / "results").accuracies()
+    table = Table.load(releases / version / "results")
     data = ModelCardData(
         license="mit",
         library_name="transformers",
@@ -86,8 +91,8 @@ def render_card(version: str, releases: Path) -> str:
         datasets=["uoft-cs/cifar10"],
         metrics=["accuracy"],
         tags=["robustness", "anti-aliasing", "cifar-10"],
-        base_model="MamaPearl/nula-cifar10-robust-v0" if version == "v1" else None,
-        base_model_relation="finetune" if version == "v1" else None,
+        base_model=base if version == "v1" and base else None,
+        base_model_relation="finetune" if version == "v1" and base else None,
         model_name=repository_name(version),
         eval_results=[
             EvalResult(
@@ -99,14 +104,16 @@ def render_card(version: str, releases: Path) -> str:
                 metric_name=name,
                 metric_value=round(accuracy, 2),
             )
-            for name, accuracy in accuracies.items()
+            for name, accuracy in table.accuracies().items()
         ],
     )
     return ModelCard.from_template(
         data,
         template_str=files("nula.model_card").joinpath("template.md").read_text(encoding="utf-8"),
         name=repository_name(version),
+        hub_id=hub_id or f"MamaPearl/{repository_name(version)}",
         version=version,
+        test_images=len(table.labels),
         training=training,
         hardware=hardware(training),
         speed=training_speed(training),

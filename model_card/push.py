@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -12,13 +13,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.hf_api import CommitInfo, RepoFile
+from huggingface_hub.utils import validate_repo_id
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
+from nula.model_card.tables import VERSIONS
 from nula.weights import weights_sha256
 
 ATTEMPTS = 5
+LONGEST_WAIT = 300.0  # seconds between two attempts; the Hub counts requests over five minutes
 TOLERANCE = 1e-3  # of logits, on another machine than the one that measured them
 
 # In a process of its own, which cannot import this package: what a stranger gets from the payload.
@@ -44,28 +48,37 @@ class PushRefused(Exception):
     """Why nothing was pushed, and what to do about it."""
 
 
-def check_payload(payload: Path, release: Path) -> None:
-    """PushRefused unless the payload is of the very weights whose results it shows, and gives their logits."""
-    version, results = release.name, release / "results"
-    again = f"run `make evaluate VERSION={version}`"
-    try:
-        measured = json.loads((results / "provenance.json").read_text())["weights_sha256"]
-    except FileNotFoundError as error:
-        raise PushRefused(f"{results} holds no results; {again}.") from error
-    if measured != weights_sha256(release):
-        raise PushRefused(f"the results in {results} were measured on other weights than {release}'s; {again}.")
-    if not (results / "golden.npz").is_file():
-        raise PushRefused(f"{results} holds no golden.npz to check the payload against; {again}.")
+def check_results(releases: Path) -> None:
+    """PushRefused unless everything that a card of `releases` shows was measured on the weights that lie there."""
+    for version in VERSIONS:
+        release = releases / version
+        if not (release / "model.safetensors").is_file():
+            continue
+        expected, results = weights_sha256(release), release / "results"
+        if not (results / "predictions.npz").is_file():
+            raise PushRefused(f"{results} holds no results; run `make evaluate VERSION={version}`.")
+        if not (results / "golden.npz").is_file():
+            raise PushRefused(
+                f"{results} holds no golden.npz to check the payload against; run `make evaluate VERSION={version}`."
+            )
+        for file in sorted(results.rglob("*.json")):
+            record = json.loads(file.read_text())
+            record = record if file.name == "provenance.json" else record.get("provenance", {})
+            start = record.get("start_weights_sha256")
+            known = start is None or start == weights_sha256(releases / "v0")
+            if record.get("weights_sha256", expected) != expected or not known:
+                again = "evaluate" if file.parent == results and file.name == "provenance.json" else "studies"
+                raise PushRefused(
+                    f"{file} was measured on other weights than those in {release}; run `make {again} "
+                    f"VERSION={version}`."
+                )
+
+
+def check_payload(payload: Path, golden: Path) -> None:
+    """PushRefused unless the payload, loaded by its remote code, gives the logits in `golden`."""
     with tempfile.TemporaryDirectory() as cache:
         done = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                LOAD,
-                str(payload.resolve()),
-                str((results / "golden.npz").resolve()),
-                str(TOLERANCE),
-            ],
+            [sys.executable, "-c", LOAD, str(payload.resolve()), str(golden.resolve()), str(TOLERANCE)],
             cwd=cache,
             env={**os.environ, "HF_HOME": cache, "HF_HUB_OFFLINE": "1"},
             capture_output=True,
@@ -76,59 +89,81 @@ def check_payload(payload: Path, release: Path) -> None:
         raise PushRefused(f"the payload {payload} fails when it is loaded by its remote code: {lines[-1]}.")
 
 
-def check_hub(api: HfApi, hub_id: str, tag: str | None) -> None:
-    """PushRefused unless there is a token that may write, and `tag` is free."""
+def check_hub(hub_id: str, tag: str | None = None) -> None:
+    """PushRefused unless `hub_id` is owner/name, there is a token that may write, and `tag` is free.
+
+    A token of limited rights is only found out by the upload itself.
+    """
+    try:
+        validate_repo_id(hub_id)
+    except HFValidationError as error:
+        raise PushRefused(f"{hub_id!r} names no repository: {error}") from error
+    if "/" not in hub_id:
+        raise PushRefused(f"{hub_id!r} names no repository; give it as owner/name.")
     if get_token() is None:
         raise PushRefused("there is no Hub token; run `hf auth login` or set HF_TOKEN to one with write access.")
-    try:
-        role = _with_retries(lambda: api.whoami())["auth"]["accessToken"].get("role")
-    except HfHubHTTPError as error:
-        if error.response.status_code == 401:
-            raise PushRefused(
-                "the Hub does not know this token; make one with write access and log in anew."
-            ) from error
-        raise
-    if role == "read":
-        raise PushRefused("the Hub token may only read; make one with write access and log in anew.")
-    if tag is None:
-        return
-    try:
-        refs = _with_retries(lambda: api.list_repo_refs(hub_id))
-    except RepositoryNotFoundError:
-        return
+    api = HfApi()
+    with _explained(hub_id):
+        about = _with_retries(lambda: api.whoami())
+        if ((about.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
+            raise PushRefused("the Hub token may only read; make one with write access and log in anew.")
+        if tag is None:
+            return
+        try:
+            refs = _with_retries(lambda: api.list_repo_refs(hub_id))
+        except RepositoryNotFoundError:
+            return
     if tag in {ref.name for ref in refs.tags}:
         raise PushRefused(f"{hub_id} has a tag {tag} already; take the next version number.")
 
 
-def check(payload: Path, release: Path, hub_id: str, tag: str | None = None) -> None:
-    """PushRefused where `push` would be, as far as can be told without a change on the Hub."""
-    check_payload(payload, release)
-    with _explained():
-        check_hub(HfApi(), hub_id, tag)
-
-
-def push(payload: Path, release: Path, hub_id: str, *, private: bool = False, tag: str | None = None) -> str:
+def push(payload: Path, golden: Path, hub_id: str, *, private: bool = False, tag: str | None = None) -> str:
     """Make the repository hold the files of `payload` and no others, by one commit; tag it; return the commit's URL.
 
-    Transient failures are tried again. One that lasts leaves the repository as it was, or, where the commit went
-    through and its tag did not, with the commit alone; the same call then goes on from there.
+    Transient failures are tried again. One that lasts leaves the repository as it was, or new and empty, or, where the
+    commit went through and its tag did not, with the commit alone; the same call then goes on from there.
 
     Raises:
-        PushRefused: as `check` says, before anything is uploaded; or the Hub refused, or could not be reached.
+        PushRefused: as `check_payload` and `check_hub` say, before anything is uploaded; or the Hub refused, or could
+            not be reached.
     """
-    check(payload, release, hub_id, tag)
+    check_payload(payload, golden)
+    check_hub(hub_id, tag)
     api = HfApi()
-    with _explained():
+    with _explained(hub_id):
         _with_retries(lambda: api.create_repo(hub_id, private=private or None, exist_ok=True))
-        # Where nothing differs from what the repository holds, as after a reply that was lost, this makes no commit.
-        commit = _with_retries(
-            lambda: api.upload_folder(
-                repo_id=hub_id, folder_path=payload, commit_message=f"Release {payload.name}", delete_patterns="*"
-            )
-        )
+        parent = _with_retries(lambda: api.model_info(hub_id)).sha
+        commit = _with_retries(lambda: _upload(api, payload, hub_id, parent))
         if tag is not None:
-            _with_retries(lambda: api.create_tag(hub_id, tag=tag, revision=commit.oid))
+            _with_retries(lambda: _tag(api, hub_id, tag, commit.oid))
     return commit.commit_url
+
+
+def _upload(api: HfApi, payload: Path, hub_id: str, parent: str) -> CommitInfo:
+    """Commit `payload` on top of `parent`; where that was done already and only the reply was lost, do nothing."""
+
+    def commit(on: str) -> CommitInfo:
+        message = f"Release {payload.name}"
+        return api.upload_folder(
+            repo_id=hub_id, folder_path=payload, commit_message=message, delete_patterns="*", parent_commit=on
+        )
+
+    try:
+        return commit(parent)
+    except HfHubHTTPError as error:
+        if error.response.status_code != 412 or not _holds(api, hub_id, payload):
+            raise
+        return commit(api.model_info(hub_id).sha)  # nothing differs, so this makes no commit and tells of the last
+
+
+def _tag(api: HfApi, hub_id: str, tag: str, oid: str) -> None:
+    """Tag the commit; a tag that is there already must be of this very commit, as after a reply that was lost."""
+    try:
+        api.create_tag(hub_id, tag=tag, revision=oid)
+    except HfHubHTTPError as error:
+        tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(hub_id).tags}
+        if error.response.status_code != 409 or tags.get(tag) != oid:
+            raise
 
 
 def changes(payload: Path, hub_id: str) -> list[str]:
@@ -137,18 +172,29 @@ def changes(payload: Path, hub_id: str) -> list[str]:
     Raises:
         PushRefused: the Hub could not be reached.
     """
-    with _explained():
+    with _explained(hub_id):
         there = _with_retries(lambda: _files(HfApi(), hub_id))
     lines = []
     for file in sorted(file for file in payload.rglob("*") if file.is_file()):
         path, content = file.relative_to(payload).as_posix(), file.read_bytes()
         known = there.pop(path, None)
-        blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        same = known in (blob, hashlib.sha256(content).hexdigest())
-        state = "new" if known is None else "unchanged" if same else "changed"
+        state = "new" if known is None else "unchanged" if known in _hashes(content) else "changed"
         lines.append(f"{len(content):>10,}  {path}  {state}")
     there.pop(".gitattributes", None)  # the Hub's own, and left alone
     return lines + [f"{'':>10}  {path}  removed" for path in sorted(there)]
+
+
+def _holds(api: HfApi, hub_id: str, payload: Path) -> bool:
+    """Whether the repository holds the files of `payload` and no others."""
+    there = _files(api, hub_id)
+    there.pop(".gitattributes", None)
+    here = {file.relative_to(payload).as_posix(): file for file in payload.rglob("*") if file.is_file()}
+    return here.keys() == there.keys() and all(there[path] in _hashes(file.read_bytes()) for path, file in here.items())
+
+
+def _hashes(content: bytes) -> tuple[str, str]:
+    """What git and LFS call a file."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(), hashlib.sha256(content).hexdigest()
 
 
 def _files(api: HfApi, hub_id: str) -> dict[str, str]:
@@ -161,12 +207,20 @@ def _files(api: HfApi, hub_id: str) -> dict[str, str]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained(hub_id: str) -> Iterator[None]:
     """Failures of the Hub and of the connection as PushRefused."""
     try:
         yield
     except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise PushRefused(
+                f"the Hub does not let this token write to {hub_id} ({status}); make a token with write access to it "
+                "and log in anew."
+            ) from error
         raise PushRefused(f"the Hub refused: {error}") from error
+    except OfflineModeIsEnabled as error:
+        raise PushRefused("HF_HUB_OFFLINE is set; unset it to reach the Hub.") from error
     except Exception as error:
         if not _is_connection_error(error):
             raise
@@ -182,17 +236,27 @@ def _with_retries(call: Callable[[], Result]) -> Result:
 
 def _is_transient(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in (429, 500, 502, 503, 504)
+        return error.response.status_code == 429 or error.response.status_code >= 500
     return _is_connection_error(error)
 
 
-def _is_connection_error(error: BaseException) -> bool:
-    # The HTTP client behind huggingface_hub is another in each of its major versions.
-    return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "requests")
+def _is_connection_error(error: BaseException | None) -> bool:
+    """Whether the connection broke, or a reply was no JSON, as a gateway's error page is not; or that is the cause."""
+    if error is None or isinstance(error, OfflineModeIsEnabled):
+        return False
+    # The HTTP client behind huggingface_hub is another in each of its major versions, and hf_xet has its own.
+    client = type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "requests", "hf_xet")
+    broken = isinstance(error, (ConnectionError, TimeoutError, json.JSONDecodeError))
+    return client or broken or _is_connection_error(error.__cause__)
 
 
 def _wait(state: RetryCallState) -> float:
-    """Seconds that the Hub asks for, or 1, 2, 4, 8."""
+    """Seconds that the Hub asks for, by Retry-After or by RateLimit's t, or else 1, 2, 4, 8."""
     response = getattr(state.outcome.exception(), "response", None)
-    asked = response.headers.get("Retry-After", "") if response is not None else ""
-    return float(asked) if asked.isdigit() else wait_exponential(max=8)(state)
+    headers = response.headers if response is not None else {}
+    asked = re.search(r"\bt=(\d+)", headers.get("RateLimit", "")) or re.fullmatch(
+        r"(\d+)", headers.get("Retry-After", "")
+    )
+    seconds = min(float(asked.group(1)), LONGEST_WAIT) if asked else wait_exponential(max=8)(state)
+    print(f"the Hub failed in passing ({state.outcome.exception()}); trying again in {seconds:.0f} s", file=sys.stderr)
+    return seconds

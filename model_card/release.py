@@ -9,13 +9,13 @@ from pathlib import Path
 
 from nula.image_processing_nula import NulaImageProcessor
 from nula.model_card.card import pictures, render_card, repository_name
-from nula.model_card.push import PushRefused, changes, check, push
+from nula.model_card.push import PushRefused, changes, check_hub, check_payload, check_results, push
 from nula.model_card.tables import VERSIONS
 from nula.weights import load_model
 
 
-def assemble(version: str, releases: Path, build: Path) -> Path:
-    """Write build/nula-cifar10-robust-vN afresh and return it.
+def assemble(version: str, releases: Path, build: Path, hub_id: str | None = None, base: str | None = None) -> Path:
+    """Write build/nula-cifar10-robust-vN afresh and return it; `hub_id` and `base` are for its card.
 
     Saving through transformers copies the four code files and names them in config.json and
     preprocessor_config.json, just as `push_to_hub` would.
@@ -28,7 +28,7 @@ def assemble(version: str, releases: Path, build: Path) -> Path:
         raise FileNotFoundError(
             f"{release} holds no model.safetensors; train {version} and copy its weights there first."
         )
-    card = render_card(version, releases)
+    card = render_card(version, releases, hub_id, base)
     shutil.rmtree(payload, ignore_errors=True)
     load_model(release).save_pretrained(payload)
     NulaImageProcessor.from_pretrained(release).save_pretrained(payload)
@@ -51,19 +51,20 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.push is None and (arguments.tag or arguments.private or arguments.dry_run):
         parser.error("--tag, --private and --dry-run are of a --push")
-    payload = assemble(arguments.version, arguments.releases, arguments.build)
-    if arguments.push is None:
-        for file in sorted(file for file in payload.rglob("*") if file.is_file()):
-            print(f"{file.stat().st_size:>10,}  {file}")
-        return
-    release = arguments.releases / arguments.version
     try:
-        if arguments.dry_run:
-            check(payload, release, arguments.push, arguments.tag)
+        check_results(arguments.releases)
+        payload = assemble(arguments.version, arguments.releases, arguments.build, arguments.push)
+        golden = arguments.releases / arguments.version / "results" / "golden.npz"
+        if arguments.push is None:
+            for file in sorted(file for file in payload.rglob("*") if file.is_file()):
+                print(f"{file.stat().st_size:>10,}  {file}")
+        elif arguments.dry_run:
+            check_payload(payload, golden)
+            check_hub(arguments.push, arguments.tag)
             print("\n".join(changes(payload, arguments.push)))
         else:
-            print(push(payload, release, arguments.push, private=arguments.private, tag=arguments.tag))
-    except PushRefused as error:
+            print(push(payload, golden, arguments.push, private=arguments.private, tag=arguments.tag))
+    except (PushRefused, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

@@ -23,7 +23,8 @@ def published(version: str) -> dict[str, float]:
 def measured(releases: Path, study: str = "") -> dict[str, Table]:
     """The stored tables of the table, or of `study`, by version; of those that there are."""
     folders = {version: releases / version / "results" / study for version in VERSIONS}
-    return {version: Table.load(folder) for version, folder in folders.items() if folder.is_dir()}
+    stored = {version: folder for version, folder in folders.items() if (folder / "predictions.npz").is_file()}
+    return {version: Table.load(folder) for version, folder in stored.items()}
 
 
 def results_table(releases: Path) -> str:

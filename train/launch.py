@@ -172,13 +172,14 @@ def _measure(folder: Path, data: Split, accelerator: Accelerator) -> dict[str, f
 def prepare(arguments: argparse.Namespace) -> Accelerator:
     start_cpu_processes()
     set_seed(arguments.seed)
-    if arguments.push_to_hub:
-        check_before(arguments.hub_model_id)
     trackers = [tracker.value for tracker in get_available_trackers()]  # accelerate would only log at debug level
     if arguments.report_to and arguments.report_to not in trackers:
         installed = ", ".join(trackers) or "none"
         raise SystemExit(f"error: --report_to {arguments.report_to} is not installed; installed trackers: {installed}.")
-    return Accelerator(log_with=arguments.report_to, project_dir=arguments.output_dir)
+    accelerator = Accelerator(log_with=arguments.report_to, project_dir=arguments.output_dir)
+    if arguments.push_to_hub and accelerator.is_main_process:
+        check_before(arguments.hub_model_id)
+    return accelerator
 
 
 def _hardware(accelerator: Accelerator) -> dict:

@@ -8,10 +8,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
 
 from nula.model_card.push import PushRefused, check_hub, push
 from nula.model_card.release import assemble
+from nula.perturbations.suite import DEFINITIONS_VERSION
+from nula.provenance import public_argument
 from nula.weights import weights_sha256
 
 # The variables by which a launcher tells a process of the others.
@@ -23,7 +24,7 @@ def check_before(hub_id: str | None) -> None:
     if hub_id is None:
         raise SystemExit("error: --push_to_hub needs --hub_model_id owner/name.")
     try:
-        check_hub(HfApi(), hub_id, tag=None)
+        check_hub(hub_id)
     except PushRefused as error:
         raise SystemExit(f"error: --push_to_hub: {error}") from error
 
@@ -33,30 +34,42 @@ def publish(
 ) -> str:
     """Push what was trained into `output_dir` as `version`, compared with `v0` if given; return the commit's URL.
 
-    Results that are there and of these very weights are not measured again.
+    Results that are there and of these very weights and data are not measured again.
 
     Raises:
         PushRefused, subprocess.CalledProcessError: the push, or a measurement, failed. Nothing of the run is lost.
     """
-    measure(str(output_dir), dataset, output_dir / "results", device)
+    results = output_dir / "results"
+    if not measured(str(output_dir), dataset, results):
+        measure(str(output_dir), dataset, results, device)
     with tempfile.TemporaryDirectory() as folder:
         releases = Path(folder)
         (releases / version).symlink_to(output_dir.resolve())
         if v0 is not None:
-            known = Path(v0) / "results"
-            results = known if known.is_dir() else output_dir / "v0_results"
-            measure(v0, dataset, results, device)
+            known = [
+                folder for folder in (Path(v0) / "results", output_dir / "v0_results") if measured(v0, dataset, folder)
+            ]
+            if not known:
+                known = [output_dir / "v0_results"]
+                measure(v0, dataset, known[0], device)
             (releases / "v0").mkdir()
-            (releases / "v0" / "results").symlink_to(results.resolve())
-        payload = assemble(version, releases, output_dir / "payload")
-        return push(payload, releases / version, hub_id)
+            (releases / "v0" / "results").symlink_to(known[0].resolve())
+        base = None if v0 is None else "" if Path(v0).exists() else v0
+        payload = assemble(version, releases, output_dir / "payload", hub_id, base)
+        return push(payload, results / "golden.npz", hub_id)
+
+
+def measured(model: str, dataset: str, results: Path) -> bool:
+    """Whether `results` holds a whole table of these weights on this data set."""
+    if not all((results / name).is_file() for name in ("provenance.json", "golden.npz", "calibration.json")):
+        return False
+    record = json.loads((results / "provenance.json").read_text())
+    same = record["weights_sha256"] == weights_sha256(model) and record["definitions_version"] == DEFINITIONS_VERSION
+    return same and record["dataset"]["name"] == public_argument(dataset)
 
 
 def measure(model: str, dataset: str, output: Path, device: torch.device) -> None:
-    """The table of `model` in `output`, measured by one process, unless it is there already."""
-    record = output / "provenance.json"
-    if record.is_file() and json.loads(record.read_text())["weights_sha256"] == weights_sha256(model):
-        return
+    """Leave the table of `model` in `output`, measured by one process."""
     command = ["-m", "nula.evaluation", "table", "--model", model, "--dataset", dataset, "--output", str(output)]
     command += ["--cpu"] if device.type == "cpu" else []
     alone = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER)}
