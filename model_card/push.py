@@ -67,7 +67,8 @@ def check_results(releases: Path) -> None:
             start = record.get("start_weights_sha256")
             known = start is None or start == weights_sha256(releases / "v0")
             if record.get("weights_sha256", expected) != expected or not known:
-                again = "evaluate" if file.parent == results and file.name == "provenance.json" else "studies"
+                of_table = file in (results / "provenance.json", results / "calibration.json")
+                again = "evaluate" if of_table else "studies"
                 raise PushRefused(
                     f"{file} was measured on other weights than those in {release}; run `make {again} "
                     f"VERSION={version}`."

@@ -12,19 +12,23 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-TOKENS = {"hf_write": "write", "hf_read": "read"}  # token to role
+TOKENS = {"hf_write": "write", "hf_read": "read", "hf_oauth": "oauth"}  # token to role
 LARGE = (".safetensors", ".png")  # what the Hub keeps as LFS
 
 
 @dataclass
 class Fault:
-    """Answer the `nth` request whose "METHOD path" holds `pattern` (a regular expression) with `status`; 0: hang up."""
+    """Answer the `nth` request whose "METHOD path" holds `pattern` (a regular expression) with `status`.
+
+    0 hangs up in the middle of the request; -1 does what was asked for and hangs up without a reply.
+    """
 
     pattern: str
     status: int = 0
     nth: int = 1
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b'{"error": "fault on demand"}'
     seen: int = 0
 
     def strikes(self, request: str) -> bool:
@@ -46,6 +50,7 @@ class Repository:
     private: bool
     commits: list[Commit]
     tags: dict[str, str] = field(default_factory=dict)
+    stale: bool = False  # information is of the commit before the last
 
     def at(self, revision: str) -> Commit | None:
         oid = self.tags.get(revision, revision)
@@ -90,6 +95,7 @@ class Hub:
 
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
+    silent = False
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *arguments: object) -> None:
@@ -113,8 +119,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Transfer-Encoding") == "chunked":
             body = b"".join(self._chunks())
-        if fault is not None:
-            self.answer({"error": "fault on demand"}, fault.status, fault.headers)
+        self.silent = fault is not None and fault.status == -1
+        if fault is not None and not self.silent:
+            self.answer(fault.body, fault.status, fault.headers)
             return
         for method, pattern, name in ROUTES:
             match = re.fullmatch(pattern, path)
@@ -130,6 +137,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
 
     def answer(self, content: dict | list | bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        if self.silent:
+            self.close_connection = True
+            self.connection.close()
+            return
         payload = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for key, value in {"Content-Length": str(len(payload)), **(headers or {})}.items():
@@ -146,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def may_write(self) -> bool:
         role = self.role()
-        if role == "write":
+        if role in ("write", "oauth"):
             return True
         self.answer({"error": "forbidden" if role else "unauthorized"}, 403 if role else 401)
         return False
@@ -163,7 +174,8 @@ class _Handler(BaseHTTPRequestHandler):
         if role is None:
             self.answer({"error": "Invalid credentials"}, 401)
             return
-        self.answer({"type": "user", "name": "owner", "orgs": [], "auth": {"accessToken": {"role": role}}})
+        access = {} if role == "oauth" else {"accessToken": {"role": role}}
+        self.answer({"type": "user", "name": "owner", "orgs": [], "auth": access})
 
     def create(self, body: bytes) -> None:
         if not self.may_write():
@@ -175,7 +187,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer({**link, "error": "You already created this model repo"}, 409)
             return
         first = Commit(hashlib.sha1(name.encode()).hexdigest(), "initial commit", {".gitattributes": b"* -text\n"})
-        self.hub.repositories[name] = Repository(private=bool(asked.get("private")), commits=[first])
+        self.hub.repositories[name] = Repository(
+            private=asked.get("visibility") == "private" or bool(asked.get("private")), commits=[first]
+        )
         self.answer(link)
 
     def validate_yaml(self, body: bytes) -> None:
@@ -262,7 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
     def info(self, body: bytes, name: str, revision: str | None = None) -> None:
         if (repository := self.found(name)) is None:
             return
-        commit = repository.at(revision or "main")
+        commit = repository.commits[-2] if repository.stale else repository.at(revision or "main")
         if commit is None:
             self.refuse(404, "RevisionNotFound", "Invalid rev id")
             return

@@ -187,7 +187,7 @@ def test_tables_of_studies(tmp_path):
             rows=("clean", "box ε = 2/255"), seeds=(0, 0), predictions=predictions[:2], labels=labels, provenance={}
         ).save(results / "null_space")
         scores = {"expected_calibration_error": 0.25, "negative_log_likelihood": right, "brier_score": 0.125}
-        (results / "calibration.json").write_text(json.dumps({"rows": {"clean": scores}}))
+        (results / "calibration.json").write_text(json.dumps({"rows": {row.name: scores for row in ROWS}}))
     corruptions = tables.corruptions_table(tmp_path).splitlines()
     assert corruptions[2] == "| gaussian noise | 40.00 | 80.00 |"
     assert corruptions[-1] == f"| mean | {25 + 15 / 14:.2f} | {75 + 5 / 14:.2f} |"
@@ -196,7 +196,7 @@ def test_tables_of_studies(tmp_path):
     assert attacks[0] == "| attack on 4 images | v0 | v1 |"
     assert attacks[2:] == ["| clean | 25.00 | 75.00 |", "| box ε = 2/255 | 100.00 | 100.00 |"]
     assert tables.calibration_table(tmp_path).splitlines()[2] == (
-        "| clean | 0.250 | 0.250 | 1.000 | 3.000 | 0.125 | 0.125 |"
+        "| Clean (CIFAR-10 Test) | 0.250 | 0.250 | 1.000 | 3.000 | 0.125 | 0.125 |"
     )
     shutil.rmtree(tmp_path / "v1")
     for table in (tables.corruptions_table, tables.attacks_table, tables.calibration_table):

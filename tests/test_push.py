@@ -11,20 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import CAT, ROOT, SAMPLE, run_without_nula
-from hub import Fault, Hub
+from hub import Commit, Fault, Hub
 
+from nula.model_card import push as push_module
 from nula.model_card.card import repository_name
-from nula.model_card.push import PushRefused, check_payload
+from nula.model_card.push import PushRefused, check_payload, check_results
 
 NAME = "owner/nula"
 QUICK = """
 import sys
 from pathlib import Path
 from nula.model_card import push as module
-module.check_payload = lambda payload, release: None  # a test of its own
+module.check_payload = lambda payload, golden: None  # a test of its own
 module.wait_exponential = lambda max: lambda state: 0.01
 try:
-    print(module.push(Path(sys.argv[1]), Path("."), sys.argv[2], tag=sys.argv[3] or None))
+    print(module.push(Path(sys.argv[1]), None, sys.argv[2], tag=sys.argv[3] or None))
 except module.PushRefused as refusal:
     sys.exit(f"error: {refusal}")
 """
@@ -81,12 +82,15 @@ def test_a_push_is_one_commit_and_one_tag(hub, environment, small):
     ("fault", "message"),
     [
         (Fault("commit/main", 500, times=99), "the Hub refused: .*500"),
-        (Fault("commit/main", times=99), "the connection to the Hub failed"),
-        (Fault("preupload", 403), "the Hub refused: .*403"),
-        (Fault("whoami", 401), "the Hub does not know this token; make one with write access and log in anew"),
+        (Fault("commit/main", times=99), "the connection to the Hub failed: .* Run the same command again"),
+        (Fault("validate-yaml", 502, times=99, body=b"<html>Bad gateway</html>"), "the connection to the Hub failed"),
+        (Fault("objects/batch", 404), "the Hub refused: .*404|the connection to the Hub failed"),
+        (Fault("preupload", 403), r"does not let this token write to owner/nula \(403\); make a token with write"),
+        (Fault("whoami", 401), r"does not let this token write to owner/nula \(401\); make a token with write"),
         (Fault("commit/main", 412), "the Hub refused: .*412"),
+        (Fault("tag/", 409), "the Hub refused: .*409"),
     ],
-    ids=["500", "dropped", "403", "401", "412"],
+    ids=["500", "dropped", "gateway", "404", "403", "401", "412", "409"],
 )
 def test_what_fails_for_good_changes_nothing_and_can_be_run_again(hub, environment, small, fault, message):
     assert push_small(small, environment).returncode == 0
@@ -98,7 +102,11 @@ def test_what_fails_for_good_changes_nothing_and_can_be_run_again(hub, environme
     assert "error: " in failed.stderr
     assert "Traceback" not in failed.stderr
     assert re.search(message, failed.stderr), failed.stderr
-    assert hub.state() == before
+    if "tag" in fault.pattern:  # the commit is there, and its tag is not
+        assert hub.state()[NAME][1] == {}
+        assert len(hub.state()[NAME][0]) == 3
+    else:
+        assert hub.state() == before
     hub.faults = []
     assert push_small(small, environment, tag="v2.0.0").returncode == 0
     assert len(hub.repositories[NAME].commits) == 3
@@ -109,17 +117,41 @@ def test_what_fails_in_passing_is_tried_again(hub, environment, small):
     hub.faults = [
         Fault("whoami", 503),
         Fault("repos/create", 500),
+        Fault("validate-yaml", 502, body=b"<html>Bad gateway</html>"),
         Fault("preupload", 502),
         Fault("objects/batch", 429, headers={"Retry-After": "0"}),
         Fault("PUT /lfs"),
         Fault("commit/main", times=2),
-        Fault("tag/", 429, headers={"Retry-After": "1"}),
+        Fault("tag/", 429, headers={"RateLimit": '"api";r=0;t=1'}),
     ]
     done = push_small(small, environment, tag="v1.0.0")
     assert done.returncode == 0, done.stderr
-    assert [fault.seen > 0 for fault in hub.faults] == [True] * 7
+    assert "the Hub failed in passing" in done.stderr
+    assert "trying again in 1 s" in done.stderr
+    assert [fault.seen > 0 for fault in hub.faults] == [True] * len(hub.faults)
     assert len(hub.repositories[NAME].commits) == 2
     assert list(hub.repositories[NAME].tags) == ["v1.0.0"]
+
+
+def test_replies_that_are_lost_double_nothing(hub, environment, small):
+    hub.faults = [Fault("repos/create", -1), Fault("commit/main", -1), Fault("tag/", -1)]
+    done = push_small(small, environment, tag="v1.0.0")
+    assert done.returncode == 0, done.stderr
+    _, commit = hub.repositories[NAME].commits
+    assert hub.repositories[NAME].tags == {"v1.0.0": commit.oid}
+    assert commit.oid in done.stdout
+
+
+def test_a_repository_that_moved_on_meanwhile_is_left_alone(hub, environment, small):
+    assert push_small(small, environment).returncode == 0
+    repository = hub.repositories[NAME]
+    repository.commits.append(Commit("f" * 40, "somebody else's", {"theirs.txt": b"theirs"}))
+    repository.stale = True  # whoever asks is told of the commit before
+    (small / "README.md").write_text("Another card.\n")
+    failed = push_small(small, environment)
+    assert failed.returncode == 1
+    assert "the Hub refused: " in failed.stderr
+    assert [commit.oid for commit in repository.commits][-1] == "f" * 40
 
 
 @pytest.mark.parametrize(
@@ -134,6 +166,18 @@ def test_a_token_that_will_not_do_is_refused_before_anything(hub, environment, s
     assert failed.returncode == 1
     assert message in failed.stderr
     assert hub.repositories == {}
+
+
+def test_a_token_that_does_not_tell_its_role_is_tried(hub, environment, small):
+    assert push_small(small, environment | {"HF_TOKEN": "hf_oauth"}).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["nula", "a/b/c", "my model/x", ""])
+def test_a_name_that_is_none_is_refused_before_anything(hub, environment, small, name):
+    failed = push_small(small, environment, name=name)
+    assert failed.returncode == 1
+    assert f"error: {name!r} names no repository" in failed.stderr
+    assert hub.requests == []
 
 
 def test_a_dry_run_says_what_would_change(hub, environment, small):
@@ -156,37 +200,50 @@ def test_a_dry_run_says_what_would_change(hub, environment, small):
 
 
 @pytest.fixture
-def release(tmp_path) -> Path:
-    """A copy of the release v1 that may be spoiled."""
-    return shutil.copytree(ROOT / "releases" / "v1", tmp_path / "v1")
+def releases(tmp_path) -> Path:
+    """A copy of the releases that may be spoiled."""
+    return shutil.copytree(ROOT / "releases", tmp_path / "releases")
 
 
-def test_a_payload_is_checked_against_its_results(payload, release):
-    check_payload(payload, release)
-    results = release / "results"
-    with np.load(results / "golden.npz") as golden:
-        np.savez(results / "golden.npz", images=golden["images"], logits=golden["logits"] + 0.1)
-    with pytest.raises(PushRefused, match=r"loaded by its remote code: logits differ by 0\.1"):
-        check_payload(payload, release)
+def test_results_of_other_weights_are_refused_before_anything(hub, environment, releases, tmp_path):
+    results = releases / "v1" / "results"
+    check_results(releases)
+    provenance = json.loads((results / "provenance.json").read_text())
+    (results / "made_up.json").write_text(json.dumps({"provenance": provenance | {"weights_sha256": "0" * 64}}))
+    with pytest.raises(
+        PushRefused, match=r"made_up\.json was measured on other weights .*run `make studies VERSION=v1`"
+    ):
+        check_results(releases)
+    (results / "made_up.json").unlink()
+    (results / "provenance.json").write_text(json.dumps(provenance | {"weights_sha256": "0" * 64}))
+    with pytest.raises(PushRefused, match=r"provenance\.json was measured .*run `make evaluate VERSION=v1`"):
+        check_results(releases)
     (results / "golden.npz").unlink()
     with pytest.raises(PushRefused, match=r"holds no golden\.npz"):
-        check_payload(payload, release)
-    provenance = json.loads((results / "provenance.json").read_text()) | {"weights_sha256": "0" * 64}
-    (results / "provenance.json").write_text(json.dumps(provenance))
-    with pytest.raises(PushRefused, match=r"were measured on other weights than .*run `make evaluate VERSION=v1`"):
-        check_payload(payload, release)
+        check_results(releases)
     shutil.rmtree(results)
-    with pytest.raises(PushRefused, match="holds no results; run `make evaluate VERSION=v1`"):
-        check_payload(payload, release)
+    command = [sys.executable, "-m", "nula.model_card.release", "v1", "--releases", str(releases)]
+    command += ["--build", str(tmp_path / "build"), "--push", NAME]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("holds no results; run `make evaluate VERSION=v1`.")
+    assert hub.requests == []
 
 
-def test_a_payload_that_does_not_load_is_refused(payload, release, tmp_path):
+def test_a_payload_is_refused_that_gives_other_logits_or_does_not_load(payload, tmp_path, monkeypatch):
+    golden = ROOT / "releases" / "v1" / "results" / "golden.npz"
+    check_payload(payload, golden)
+    with np.load(golden) as stored:
+        np.savez(tmp_path / "other.npz", images=stored["images"], logits=stored["logits"] + 0.1)
+    monkeypatch.setattr(push_module, "check_hub", lambda *arguments: pytest.fail("the Hub was asked"))
+    with pytest.raises(PushRefused, match=r"loaded by its remote code: logits differ by 0\.1"):
+        push_module.push(payload, tmp_path / "other.npz", NAME)
     broken = shutil.copytree(payload, tmp_path / "payload")
     (broken / "modeling_nula.py").write_text("raise RuntimeError('broken on purpose')\n")
     with pytest.raises(
         PushRefused, match="fails when it is loaded by its remote code: RuntimeError: broken on purpose"
     ):
-        check_payload(broken, release)
+        push_module.push(broken, golden, NAME)
 
 
 CLASSIFY = """
@@ -221,6 +278,8 @@ def test_a_release_is_pulled_at_its_commit_and_pushed_on(hub, environment, monke
     assert done.returncode == 0, done.stderr
     _, commit = hub.repositories[name].commits
     assert hub.repositories[name].tags == {"v1.0.0": commit.oid}
+    spoiled = commit.files | {"config.json": b"not JSON"}  # what comes later must not matter
+    hub.repositories[name].commits.append(Commit("e" * 40, "spoiled", spoiled))
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     pulled = run_without_nula(CLASSIFY, tmp_path, name, commit.oid, CAT)
@@ -254,7 +313,7 @@ def test_training_scripts_push_what_they_train(hub, environment, tmp_path):
     assert "error: --push_to_hub needs --hub_model_id owner/name." in done.stderr
     hub.faults = [Fault("whoami", 401)]
     done = train("train_v0.py", tmp_path / "v0", *net, "--hub_model_id", "owner/mine-v0")
-    assert "error: --push_to_hub: the Hub does not know this token" in done.stderr
+    assert "error: --push_to_hub: the Hub does not let this token write to owner/mine-v0 (401)" in done.stderr
     assert not (tmp_path / "v0").exists()
     hub.faults = [Fault("commit/main", 403)]
     done = train("train_v0.py", tmp_path / "v0", *net, "--hub_model_id", "owner/mine-v0")

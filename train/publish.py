@@ -46,14 +46,13 @@ def publish(
         releases = Path(folder)
         (releases / version).symlink_to(output_dir.resolve())
         if v0 is not None:
-            known = [
-                folder for folder in (Path(v0) / "results", output_dir / "v0_results") if measured(v0, dataset, folder)
-            ]
-            if not known:
-                known = [output_dir / "v0_results"]
-                measure(v0, dataset, known[0], device)
+            results_v0 = Path(v0) / "results"
+            if not measured(v0, dataset, results_v0):
+                results_v0 = output_dir / "v0_results"
+            if not measured(v0, dataset, results_v0):
+                measure(v0, dataset, results_v0, device)
             (releases / "v0").mkdir()
-            (releases / "v0" / "results").symlink_to(known[0].resolve())
+            (releases / "v0" / "results").symlink_to(results_v0.resolve())
         base = None if v0 is None else "" if Path(v0).exists() else v0
         payload = assemble(version, releases, output_dir / "payload", hub_id, base)
         return push(payload, results / "golden.npz", hub_id)
