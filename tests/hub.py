@@ -186,10 +186,9 @@ class _Handler(BaseHTTPRequestHandler):
         if name in self.hub.repositories:
             self.answer({**link, "error": "You already created this model repo"}, 409)
             return
+        private = asked.get("visibility") == "private" or bool(asked.get("private"))
         first = Commit(hashlib.sha1(name.encode()).hexdigest(), "initial commit", {".gitattributes": b"* -text\n"})
-        self.hub.repositories[name] = Repository(
-            private=asked.get("visibility") == "private" or bool(asked.get("private")), commits=[first]
-        )
+        self.hub.repositories[name] = Repository(private=private, commits=[first])
         self.answer(link)
 
     def validate_yaml(self, body: bytes) -> None:

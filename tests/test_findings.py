@@ -198,6 +198,10 @@ def test_tables_of_studies(tmp_path):
     assert tables.calibration_table(tmp_path).splitlines()[2] == (
         "| Clean (CIFAR-10 Test) | 0.250 | 0.250 | 1.000 | 3.000 | 0.125 | 0.125 |"
     )
+    studies = (tables.corruptions_table, tables.attacks_table, tables.calibration_table)
     shutil.rmtree(tmp_path / "v1")
-    for table in (tables.corruptions_table, tables.attacks_table, tables.calibration_table):
-        assert table(tmp_path) is None
+    for table in studies:
+        assert " v0 |" in table(tmp_path).splitlines()[0]
+        assert "v1" not in table(tmp_path).splitlines()[0]
+    shutil.rmtree(tmp_path / "v0")
+    assert [table(tmp_path) for table in studies] == [None] * 3

@@ -210,9 +210,7 @@ def test_results_of_other_weights_are_refused_before_anything(hub, environment, 
     check_results(releases)
     provenance = json.loads((results / "provenance.json").read_text())
     (results / "made_up.json").write_text(json.dumps({"provenance": provenance | {"weights_sha256": "0" * 64}}))
-    with pytest.raises(
-        PushRefused, match=r"made_up\.json was measured on other weights .*run `make studies VERSION=v1`"
-    ):
+    with pytest.raises(PushRefused, match=r"made_up\.json was measured on other .*run `make studies VERSION=v1`"):
         check_results(releases)
     (results / "made_up.json").unlink()
     (results / "provenance.json").write_text(json.dumps(provenance | {"weights_sha256": "0" * 64}))
@@ -240,9 +238,7 @@ def test_a_payload_is_refused_that_gives_other_logits_or_does_not_load(payload, 
         push_module.push(payload, tmp_path / "other.npz", NAME)
     broken = shutil.copytree(payload, tmp_path / "payload")
     (broken / "modeling_nula.py").write_text("raise RuntimeError('broken on purpose')\n")
-    with pytest.raises(
-        PushRefused, match="fails when it is loaded by its remote code: RuntimeError: broken on purpose"
-    ):
+    with pytest.raises(PushRefused, match="loaded by its remote code: RuntimeError: broken on purpose"):
         push_module.push(broken, golden, NAME)
 
 
