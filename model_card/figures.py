@@ -5,6 +5,7 @@ python -m nula.model_card.figures --dataset uoft-cs/cifar10 rewrites releases/fi
 
 import argparse
 import json
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,7 +143,7 @@ def table(results: Results) -> Figure:
     axes.set_yticks(np.arange(len(stored.rows))[::-1], stored.rows)
     axes.grid(axis="y", linewidth=0.4)
     axes.set(xlabel="accuracy in percent on 10,000 test images, 95 % intervals")
-    axes.legend(frameon=False, loc="lower left")
+    axes.legend(loc="upper left", framealpha=1, edgecolor="none")
     return figure
 
 
@@ -170,7 +171,7 @@ def perturbations(data: Split, index: int = 0) -> Figure:
     figure = Figure(figsize=(WIDTH, 7.4), layout="constrained")
     pixels = data.images[index : index + 1].permute(0, 3, 1, 2).float() / 255
     for axes, row in zip(figure.subplots(4, 5).flat, ROWS):
-        _show(axes, row.apply(pixels, torch.Generator().manual_seed(0))[0], row.name)
+        _show(axes, row.apply(pixels, torch.Generator().manual_seed(0))[0], textwrap.fill(row.name, 22))
     return figure
 
 
