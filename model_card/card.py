@@ -59,6 +59,8 @@ def hardware(training: dict) -> str:
 
 def training_speed(training: dict) -> str:
     """A run's speed over all its epochs, such as "230 images/s, 60 % of what a matrix product reached there"."""
+    if training["images_per_second"] is None:
+        return "less than an epoch, too short to tell its speed"
     speed, share = training["images_per_second"], 100 * training["peak_share"]
     return f"{speed:.0f} images/s, {share:.0f} % of what a matrix product reached there"
 

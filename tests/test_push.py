@@ -55,7 +55,7 @@ def small(tmp_path) -> Path:
 
 def push_small(folder: Path, environment: dict[str, str], tag: str = "", name: str = NAME):
     command = [sys.executable, "-c", QUICK, str(folder), name, tag]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_a_push_is_one_commit_and_one_tag(hub, environment, small):
@@ -186,7 +186,7 @@ def test_a_dry_run_says_what_would_change(hub, environment, small):
 
     def dry_run() -> list[list[str]]:
         command = [sys.executable, "-c", code, str(small)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         return [line.split() for line in done.stdout.splitlines()]
 
@@ -222,7 +222,7 @@ def test_results_of_other_weights_are_refused_before_anything(hub, environment, 
     shutil.rmtree(results)
     command = [sys.executable, "-m", "nula.model_card.release", "v1", "--releases", str(releases)]
     command += ["--build", str(tmp_path / "build"), "--push", NAME]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.strip().endswith("holds no results; run `make evaluate VERSION=v1`.")
     assert hub.requests == []
@@ -251,9 +251,10 @@ print([(answer["label"], round(answer["score"], 5)) for answer in answers])
 FINE_TUNE = """
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
-name, theirs = sys.argv[1:]
-model = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=True).train()
-processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
+name, revision, theirs = sys.argv[1:]
+model, processor = (kind.from_pretrained(name, trust_remote_code=True, revision=revision)
+                    for kind in (AutoModelForImageClassification, AutoImageProcessor))
+model.train()
 torch.manual_seed(0)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 for _ in range(2):
@@ -283,7 +284,7 @@ def test_a_release_is_pulled_at_its_commit_and_pushed_on(hub, environment, monke
     assert pulled == local
     assert "('cat', " in pulled
     if version == "v1":
-        run_without_nula(FINE_TUNE, tmp_path, name, "owner/theirs")
+        run_without_nula(FINE_TUNE, tmp_path, name, commit.oid, "owner/theirs")
         answers = run_without_nula(CLASSIFY, tmp_path, "owner/theirs", "main", CAT)
         assert answers.startswith("[('")
         assert answers != pulled
