@@ -49,8 +49,10 @@ class Trial:
 TRIALS = {
     BASE: Trial(change="none: v0's recipe and half its widths"),
     "adamw": Trial(change="AdamW at batch 128 in place of Muon", recipe=("optimizer=adamw", "batch_size=128")),
+    "three-stages": Trial(change="three stages, at the same cost", hidden_sizes="[28,64,216]", depths="[1,1,2]"),
     "share-50": Trial(change="half of the images augmented", recipe=("augmented_share=0.5",)),
     "no-dropout": Trial(change="no dropout behind the stem", stem_dropout=0.0),
+    "stem-48": Trial(change="twice the channels in the stem", stem_channels=48),
     "two-processes": Trial(change="two processes with half of each batch each", processes=2),
 }
 
