@@ -315,8 +315,9 @@ def test_the_record_tells_the_whole_run(uninterrupted):
     multiply_adds = multiply_adds_of(model)
     # Forward, and backward to weights and inputs; no gradient of the pixels is computed.
     assert record["flops_per_image"] == 6 * sum(multiply_adds) - 2 * multiply_adds[0]
-    assert record["seconds"] == pytest.approx(sum(epoch["seconds"] for epoch in record["epochs"]), abs=0.1)
-    assert record["images_per_second"] == pytest.approx(3 * 320 / record["seconds"], rel=0.05)
+    seconds = sum(epoch["seconds"] for epoch in record["epochs"])
+    assert record["seconds"] == pytest.approx(seconds, abs=0.06)  # kept with one digit, and a run is under a second
+    assert record["images_per_second"] == pytest.approx(3 * 320 / seconds, rel=0.05)
     possible = sum(epoch["seconds"] * epoch["peak_flops"] for epoch in record["epochs"])
     share = 3 * 320 * record["flops_per_image"] / possible
     assert record["peak_share"] == pytest.approx(share, abs=0.001)
