@@ -152,7 +152,7 @@ def _upload(api: HfApi, payload: Path, hub_id: str, parent: str) -> CommitInfo:
     try:
         return commit(parent)
     except HfHubHTTPError as error:
-        if error.response.status_code != 412 or not _holds(api, hub_id, payload):
+        if error.response.status_code != 412 or set(_states(api, hub_id, payload).values()) != {"unchanged"}:
             raise
         return commit(api.model_info(hub_id).sha)  # nothing differs, so this makes no commit and tells of the last
 
@@ -174,23 +174,21 @@ def changes(payload: Path, hub_id: str) -> list[str]:
         PushRefused: the Hub could not be reached.
     """
     with _explained(hub_id):
-        there = _with_retries(lambda: _files(HfApi(), hub_id))
-    lines = []
-    for file in sorted(file for file in payload.rglob("*") if file.is_file()):
-        path, content = file.relative_to(payload).as_posix(), file.read_bytes()
-        known = there.pop(path, None)
-        state = "new" if known is None else "unchanged" if known in _hashes(content) else "changed"
-        lines.append(f"{len(content):>10,}  {path}  {state}")
+        states = _with_retries(lambda: _states(HfApi(), hub_id, payload))
+    sizes = {path: f"{(payload / path).stat().st_size:,}" for path, state in states.items() if state != "removed"}
+    return [f"{sizes.get(path, ''):>10}  {path}  {state}" for path, state in states.items()]
+
+
+def _states(api: HfApi, hub_id: str, payload: Path) -> dict[str, str]:
+    """Every path of payload and repository, and what a push makes of it."""
+    there, states = _files(api, hub_id), {}
     there.pop(".gitattributes", None)  # the Hub's own, and left alone
-    return lines + [f"{'':>10}  {path}  removed" for path in sorted(there)]
-
-
-def _holds(api: HfApi, hub_id: str, payload: Path) -> bool:
-    """Whether the repository holds the files of `payload` and no others."""
-    there = _files(api, hub_id)
-    there.pop(".gitattributes", None)
-    here = {file.relative_to(payload).as_posix(): file for file in payload.rglob("*") if file.is_file()}
-    return here.keys() == there.keys() and all(there[path] in _hashes(file.read_bytes()) for path, file in here.items())
+    for file in sorted(file for file in payload.rglob("*") if file.is_file()):
+        path = file.relative_to(payload).as_posix()
+        known = there.pop(path, None)
+        same = known in _hashes(file.read_bytes())
+        states[path] = "new" if known is None else "unchanged" if same else "changed"
+    return states | dict.fromkeys(sorted(there), "removed")
 
 
 def _hashes(content: bytes) -> tuple[str, str]:
