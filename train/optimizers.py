@@ -91,7 +91,9 @@ def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_
     """Linear warm-up, then cosine annealing to 0, once or twice, stepped after every batch."""
     steps = [epochs * steps_per_epoch for epochs in (recipe.warmup_epochs, recipe.cosine_epochs, recipe.restart_epochs)]
     schedules = [LinearLR(optimizer, total_iters=steps[0]), CosineAnnealingLR(optimizer, T_max=steps[1])]
+    milestones = [steps[0]]
     if recipe.restart_epochs:
+        milestones.append(steps[0] + steps[1])
         half = recipe.restart_factor / 2
         schedules.append(LambdaLR(optimizer, lambda step: half * (1 + math.cos(math.pi * step / steps[2]))))
-    return SequentialLR(optimizer, schedules, milestones=[steps[0], steps[0] + steps[1]][: len(schedules) - 1])
+    return SequentialLR(optimizer, schedules, milestones=milestones)
