@@ -3,7 +3,7 @@ VERSION ?= v1
 DATASET ?= uoft-cs/cifar10
 BIN := .venv/bin
 
-.PHONY: setup classify test lint release push evaluate studies
+.PHONY: setup classify test lint release push compat evaluate studies
 
 setup: .venv/.complete
 
@@ -14,7 +14,7 @@ setup: .venv/.complete
 	touch $@
 
 classify: release
-	$(BIN)/python -m nula.classify --model build/nula-cifar10-robust-$(VERSION) '$(IMAGE)'
+	$(BIN)/nula classify --model build/nula-cifar10-robust-$(VERSION) '$(IMAGE)'
 
 test: setup lint
 	$(BIN)/python -m pytest
@@ -28,6 +28,10 @@ release: setup
 
 push: setup
 	$(BIN)/python -m nula.model_card.release $(VERSION) --push '$(HUB_ID)' $(if $(TAG),--tag '$(TAG)') $(if $(PRIVATE),--private) $(if $(DRY_RUN),--dry-run)
+
+# Environments of its own, some gigabytes, in build/compatibility.
+compat: setup
+	$(BIN)/python -m nula.model_card.compatibility
 
 evaluate: setup
 	$(BIN)/python -m nula.evaluation table --model releases/$(VERSION) --dataset '$(DATASET)' --output releases/$(VERSION)/results

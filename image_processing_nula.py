@@ -108,13 +108,18 @@ class NulaImageProcessor(BaseImageProcessor):
         self.do_normalize, self.image_mean, self.image_std = do_normalize, list(image_mean), list(image_std)
 
     def preprocess(
-        self, images: Any, return_tensors: str | None = None, input_data_format: str | None = None
+        self,
+        images: Any,
+        return_tensors: str | None = None,
+        input_data_format: str | None = None,
+        device: str | torch.device = "cpu",
     ) -> BatchFeature:
         """
         Args:
             images: one image, a list of images, or an array of images with a leading batch axis.
             return_tensors: "pt" or "np"; without it `pixel_values` is a list of (3, height, width) numpy arrays.
             input_data_format: "channels_first" or "channels_last", for arrays that leave it open.
+            device: where integers are turned into floating-point numbers and normalised, and `pixel_values` will be.
 
         Returns:
             pixel_values, float32 (B, 3, height, width), in [-1, 1] with the default settings.
@@ -128,7 +133,7 @@ class NulaImageProcessor(BaseImageProcessor):
                 f'input_data_format must be "channels_first" or "channels_last", got {input_data_format!r}.'
             )
         if _is_array(images) and images.ndim == 4:
-            pixels = self._pixels_of_array(images, input_data_format)
+            pixels = self._rescaled(self._pixels_of_array(images, input_data_format).to(device))
         else:
             several = isinstance(images, (list, tuple))
             if several and not images:
@@ -140,11 +145,13 @@ class NulaImageProcessor(BaseImageProcessor):
             if len({array.shape for array in arrays}) > 1:
                 sizes = sorted({tuple(array.shape[2:]) for array in arrays})
                 raise ValueError(f"without do_resize all images must have one size, got {sizes}.")
-            pixels = torch.cat(arrays)
+            if len({(array.dtype, array.device) for array in arrays}) > 1:
+                arrays = [self._rescaled(array.to(device)) for array in arrays]
+            pixels = self._rescaled(torch.cat(arrays).to(device))
         if self.do_normalize:
             pixels = normalize(pixels, self.image_mean, self.image_std)
         if return_tensors is None:
-            return BatchFeature({"pixel_values": list(pixels.numpy())})
+            return BatchFeature({"pixel_values": list(pixels.cpu().numpy())})
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
     def _pixels_of(self, image: Any, name: str, input_data_format: str | None) -> torch.Tensor:
@@ -164,7 +171,7 @@ class NulaImageProcessor(BaseImageProcessor):
             raise kind(f"{name}{error}") from error
 
     def _pixels_of_array(self, images: np.ndarray | torch.Tensor, input_data_format: str | None) -> torch.Tensor:
-        """(B, H, W, 3) or (B, 3, H, W) to float32 (B, 3, height, width), resized and rescaled."""
+        """(B, H, W, 3) or (B, 3, H, W) to (B, 3, height, width), uint8 for integers and float32 for others, resized."""
         shape = tuple(images.shape)
         channels_last = input_data_format == "channels_last" or (input_data_format is None and shape[1] != 3)
         if shape[3 if channels_last else 1] != 3:
@@ -174,23 +181,30 @@ class NulaImageProcessor(BaseImageProcessor):
         if 0 in shape:
             raise ValueError(f"an array must hold at least one image of at least one pixel, got shape {shape}.")
         images = _to_tensor(images)
-        integers = not images.is_floating_point()
-        _check_range(images, 255 if integers else 1)
+        if images.dtype != torch.uint8:
+            _check_range(images, 1 if images.is_floating_point() else 255)
+        if not images.is_floating_point():
+            images = images.to(torch.uint8)
         if channels_last:
             images = images.permute(0, 3, 1, 2)
         height, width = self.size["height"], self.size["width"]
-        if self.do_resize and images.shape[2:] != (height, width):
-            if integers:  # as PIL images are resized, for the same answer to the same pixels
-                arrays = images.permute(0, 2, 3, 1).to(torch.uint8).numpy()
-                resized = [
-                    np.asarray(Image.fromarray(array).resize((width, height), self.resample)) for array in arrays
-                ]
-                images = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
-            else:
-                mode = RESAMPLING[self.resample]
-                images = F.interpolate(images.float(), (height, width), mode=mode, antialias=True).clamp(0, 1)
-        images = images.float()
-        return images * self.rescale_factor if integers and self.do_rescale else images
+        if not self.do_resize or images.shape[2:] == (height, width):
+            return images
+        if images.dtype == torch.uint8 and images.device.type == "cpu":
+            # As PIL images are resized, for the same answer to the same pixels.
+            arrays = images.permute(0, 2, 3, 1).numpy()
+            resized = [np.asarray(Image.fromarray(array).resize((width, height), self.resample)) for array in arrays]
+            return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
+        top = 255 if images.dtype == torch.uint8 else 1
+        mode = RESAMPLING[self.resample]
+        resized = F.interpolate(images.float(), (height, width), mode=mode, antialias=True).clamp(0, top)
+        return resized.round().to(torch.uint8) if images.dtype == torch.uint8 else resized
+
+    def _rescaled(self, pixels: torch.Tensor) -> torch.Tensor:
+        """float32 of uint8, times the factor; floating-point pixels as they are."""
+        if pixels.is_floating_point():
+            return pixels
+        return pixels.float() * self.rescale_factor if self.do_rescale else pixels.float()
 
 
 def _to_tensor(images: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -203,7 +217,9 @@ def _to_tensor(images: np.ndarray | torch.Tensor) -> torch.Tensor:
     if is_numpy:
         dtype = np.float32 if images.dtype.kind == "f" else np.uint8 if images.dtype == np.uint8 else np.int64
         return torch.from_numpy(np.require(images, dtype, "CW"))  # a copy if the memory is read-only, as a PIL image's
-    images = images.detach().cpu()
+    if images.layout != torch.strided or images.is_meta:
+        raise ValueError(f"a tensor must be dense and hold its data, got {images.layout} on {images.device}.")
+    images = images.detach()
     if images.is_floating_point():
         return images.float()
     return images if images.dtype == torch.uint8 else images.long()

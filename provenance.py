@@ -41,3 +41,12 @@ def training_command(training: dict) -> str:
 
 def library_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {library: version(library) for library in LIBRARIES}
+
+
+def processor_name() -> str:
+    """The processor as /proc/cpuinfo names it on Linux, else as Python does."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

@@ -1,6 +1,7 @@
-"""The model card, and the results table of the project's README, from committed result files alone.
+"""The model cards, and the tables of the project's README, from committed result files alone.
 
-python -m nula.model_card.card rewrites the table between the markers in README.md.
+python -m nula.model_card.card rewrites releases/v0.md and releases/v1.md, and what stands between the markers in
+README.md.
 """
 
 import argparse
@@ -8,23 +9,28 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from scipy.special import softmax
 
+from nula.configuration_nula import CIFAR10_LABELS
 from nula.evaluation.accuracy import Table
-from nula.evaluation.findings import findings
+from nula.evaluation.findings import Finding, findings
+from nula.model_card.limits import limits
 from nula.model_card.tables import (
     VERSIONS,
     attacks_table,
     calibration_table,
+    compatibility_table,
     corruptions_table,
-    measured,
+    definitions_table,
     results_table,
     seeds_table,
+    stored_tables,
 )
 from nula.provenance import training_command
 
-BEGIN, END = "<!-- results: begin (python -m nula.model_card.card) -->", "<!-- results: end -->"
-
+WIDGET_CLASSES = 3  # examples in the widget, each of another class
 
 PICTURES = {  # of releases/figures, as nula.model_card.figures draws them, with what each shows
     "table": "Accuracy under every perturbation, with 95 % intervals",
@@ -43,6 +49,30 @@ PICTURES = {  # of releases/figures, as nula.model_card.figures draws them, with
 def pictures(releases: Path) -> dict[str, str]:
     """The pictures that were drawn for `releases`, by name, with their captions."""
     return {name: caption for name, caption in PICTURES.items() if (releases / "figures" / f"{name}.png").is_file()}
+
+
+def widget_images(version: str, releases: Path) -> dict[str, int]:
+    """Path in the repository to index among the images of golden.npz: the first of each of three classes."""
+    results = releases / version / "results"
+    with np.load(results / "golden.npz") as golden:
+        labels = Table.load(results).labels[: len(golden["images"])]
+    classes, first = np.unique(labels, return_index=True)
+    return {
+        f"examples/{CIFAR10_LABELS[classes[place]]}.png": int(first[place])
+        for place in np.argsort(first)[:WIDGET_CLASSES]
+    }
+
+
+def widget(version: str, releases: Path) -> list[dict]:
+    """The examples of the Hub's widget, with the three best scores that were measured for each."""
+    with np.load(releases / version / "results" / "golden.npz") as golden:
+        scores = softmax(golden["logits"].astype(float), axis=1)
+    examples = []
+    for path, index in widget_images(version, releases).items():
+        best = np.argsort(-scores[index])[:3]
+        output = [{"label": CIFAR10_LABELS[label], "score": round(float(scores[index][label]), 4)} for label in best]
+        examples.append({"src": path, "example_title": Path(path).stem, "output": output})
+    return examples
 
 
 def repository_name(version: str) -> str:
@@ -77,24 +107,20 @@ def training_times(releases: Path) -> str:
     return f"Trained: {'; '.join(times)}."
 
 
-def render_card(version: str, releases: Path, hub_id: str | None = None, base: str | None = None) -> str:
-    """README.md of the Hub repository `hub_id` of `version`, by default the project's own.
-
-    `base` is the Hub id of the weights that v1 was fine-tuned from, by default the project's own v0; "" where they
-    are on no Hub.
-    """
-    base = f"MamaPearl/{repository_name('v0')}" if base is None else base
-    training = json.loads((releases / version / "training.json").read_text())
-    table = Table.load(releases / version / "results")
-    data = ModelCardData(
+def metadata(version: str, releases: Path, base: str) -> ModelCardData:
+    """The head of the card, by which the Hub files, finds and runs the model."""
+    accuracies = stored_tables(releases)[version].accuracies()
+    fine_tuned = version == "v1" and base != ""
+    return ModelCardData(
         license="mit",
         library_name="transformers",
         pipeline_tag="image-classification",
         datasets=["uoft-cs/cifar10"],
         metrics=["accuracy"],
         tags=["robustness", "anti-aliasing", "cifar-10"],
-        base_model=base if version == "v1" and base else None,
-        base_model_relation="finetune" if version == "v1" and base else None,
+        base_model=base if fine_tuned else None,
+        base_model_relation="finetune" if fine_tuned else None,
+        widget=widget(version, releases),
         model_name=repository_name(version),
         eval_results=[
             EvalResult(
@@ -106,16 +132,28 @@ def render_card(version: str, releases: Path, hub_id: str | None = None, base: s
                 metric_name=name,
                 metric_value=round(accuracy, 2),
             )
-            for name, accuracy in table.accuracies().items()
+            for name, accuracy in accuracies.items()
         ],
     )
-    return ModelCard.from_template(
-        data,
+
+
+def render_card(
+    version: str, releases: Path, hub_id: str | None = None, base: str | None = None, revision: str | None = None
+) -> str:
+    """README.md of the Hub repository `hub_id` of `version`, by default the project's own.
+
+    `base` is the Hub id of the weights that v1 was fine-tuned from, by default the project's own v0; "" where they
+    are on no Hub. `revision` is the tag that its example pins, if there is one.
+    """
+    training = json.loads((releases / version / "training.json").read_text())
+    card = ModelCard.from_template(
+        metadata(version, releases, f"MamaPearl/{repository_name('v0')}" if base is None else base),
         template_str=files("nula.model_card").joinpath("template.md").read_text(encoding="utf-8"),
         name=repository_name(version),
         hub_id=hub_id or f"MamaPearl/{repository_name(version)}",
+        revision=revision or "main",
         version=version,
-        test_images=len(table.labels),
+        test_images=len(stored_tables(releases)[version].labels),
         training=training,
         hardware=hardware(training),
         speed=training_speed(training),
@@ -125,27 +163,51 @@ def render_card(version: str, releases: Path, hub_id: str | None = None, base: s
         corruptions=corruptions_table(releases),
         attacks=attacks_table(releases),
         calibration=calibration_table(releases),
-        claims=findings(*(releases / name / "results" for name in VERSIONS)) if len(measured(releases)) == 2 else [],
+        claims=claims(releases),
+        definitions=definitions_table(),
+        limits=limits(version, releases),
         pictures=pictures(releases),
-    ).content
+    )
+    return f"{card.content}\n"
 
 
-def with_results(readme: str, releases: Path) -> str:
-    """`readme` with what stands between its two markers replaced: the table and the training times."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        raise ValueError(f"README must hold the markers {BEGIN!r} and {END!r} once each.")
-    before, rest = readme.split(BEGIN)
-    derived = f"{results_table(releases)}\n\n{training_times(releases)}"
-    return f"{before}{BEGIN}\n\n{derived}\n\n{END}{rest.split(END)[1]}"
+def claims(releases: Path) -> list[Finding]:
+    """What the results say of the claims of the published cards; nothing where only one version was measured."""
+    if len(stored_tables(releases)) < len(VERSIONS):
+        return []
+    return findings(*(releases / version / "results" for version in VERSIONS))
+
+
+def with_tables(readme: str, releases: Path) -> str:
+    """`readme` with what stands between its markers replaced: results and training times, definitions, and
+    compatibility.
+
+    Raises:
+        ValueError: a marker is not there just once.
+    """
+    derived = {
+        "results": f"{results_table(releases)}\n\n{training_times(releases)}",
+        "definitions": definitions_table(),
+        "compatibility": compatibility_table(releases),
+    }
+    for name, text in derived.items():
+        begin, end = f"<!-- {name}: begin (python -m nula.model_card.card) -->", f"<!-- {name}: end -->"
+        if readme.count(begin) != 1 or readme.count(end) != 1:
+            raise ValueError(f"README must hold the markers {begin!r} and {end!r} once each.")
+        before, rest = readme.split(begin)
+        readme = f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}"
+    return readme
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Rewrite the results table of a README from the result files.")
+    parser = argparse.ArgumentParser(description="Rewrite the cards and the tables of the README from result files.")
     parser.add_argument("--releases", type=Path, default=Path("releases"))
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
     arguments = parser.parse_args()
+    for version in VERSIONS:
+        (arguments.releases / f"{version}.md").write_text(render_card(version, arguments.releases), encoding="utf-8")
     arguments.readme.write_text(
-        with_results(arguments.readme.read_text(encoding="utf-8"), arguments.releases), encoding="utf-8"
+        with_tables(arguments.readme.read_text(encoding="utf-8"), arguments.releases), encoding="utf-8"
     )
 
 

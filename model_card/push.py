@@ -30,7 +30,7 @@ LOAD = """
 import sys
 sys.modules["nula"] = None
 import numpy as np, torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 payload, golden, tolerance = sys.argv[1], np.load(sys.argv[2]), float(sys.argv[3])
 model, processor = (kind.from_pretrained(payload, trust_remote_code=True)
                     for kind in (AutoModelForImageClassification, AutoImageProcessor))
@@ -39,6 +39,11 @@ with torch.inference_mode():
 difference = float(np.abs(logits - golden["logits"]).max())
 if not difference <= tolerance:
     sys.exit(f"logits differ by {difference:.3g} from those that were measured, allowed are {tolerance}")
+classifier = pipeline("image-classification", model=payload, trust_remote_code=True)
+answers = [scores[0]["label"] for scores in classifier(list(golden["images"]), top_k=1)]
+if answers != [model.config.id2label[label] for label in logits.argmax(1).tolist()]:
+    sys.exit(f"its pipeline answers {answers}, which its logits do not")
+print(difference)
 """
 
 Result = TypeVar("Result")
@@ -75,11 +80,15 @@ def check_results(releases: Path) -> None:
                 )
 
 
-def check_payload(payload: Path, golden: Path) -> None:
-    """PushRefused unless the payload, loaded by its remote code, gives the logits in `golden`."""
+def check_payload(payload: Path, golden: Path, python: str = sys.executable) -> float:
+    """The largest difference of the payload's logits, loaded by its remote code, from those in `golden`.
+
+    `python` is the interpreter to load it with. PushRefused where the difference is above 0.001, where the pipeline
+    gives other answers than the logits, and where it does not load.
+    """
     with tempfile.TemporaryDirectory() as cache:
         done = subprocess.run(
-            [sys.executable, "-c", LOAD, str(payload.resolve()), str(golden.resolve()), str(TOLERANCE)],
+            [python, "-c", LOAD, str(payload.resolve()), str(golden.resolve()), str(TOLERANCE)],
             cwd=cache,
             env={**os.environ, "HF_HOME": cache, "HF_HUB_OFFLINE": "1"},
             capture_output=True,
@@ -88,6 +97,7 @@ def check_payload(payload: Path, golden: Path) -> None:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise PushRefused(f"the payload {payload} fails when it is loaded by its remote code: {lines[-1]}.")
+    return float(done.stdout.splitlines()[-1])
 
 
 def check_hub(hub_id: str, tag: str | None = None) -> None:

@@ -7,15 +7,25 @@ import argparse
 import shutil
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from nula.image_processing_nula import NulaImageProcessor
-from nula.model_card.card import pictures, render_card, repository_name
+from nula.model_card.card import pictures, render_card, repository_name, widget_images
 from nula.model_card.push import PushRefused, changes, check_hub, check_payload, check_results, push
 from nula.model_card.tables import VERSIONS
 from nula.weights import load_model
 
 
-def assemble(version: str, releases: Path, build: Path, hub_id: str | None = None, base: str | None = None) -> Path:
-    """Write build/nula-cifar10-robust-vN afresh and return it; `hub_id` and `base` are for its card.
+def assemble(
+    version: str,
+    releases: Path,
+    build: Path,
+    hub_id: str | None = None,
+    base: str | None = None,
+    revision: str | None = None,
+) -> Path:
+    """Write build/nula-cifar10-robust-vN afresh and return it; `hub_id`, `base` and `revision` are for its card.
 
     Saving through transformers copies the four code files and names them in config.json and
     preprocessor_config.json, just as `push_to_hub` would.
@@ -28,7 +38,7 @@ def assemble(version: str, releases: Path, build: Path, hub_id: str | None = Non
         raise FileNotFoundError(
             f"{release} holds no model.safetensors; train {version} and copy its weights there first."
         )
-    card = render_card(version, releases, hub_id, base)
+    card = render_card(version, releases, hub_id, base, revision)
     shutil.rmtree(payload, ignore_errors=True)
     load_model(release).save_pretrained(payload)
     NulaImageProcessor.from_pretrained(release).save_pretrained(payload)
@@ -36,6 +46,10 @@ def assemble(version: str, releases: Path, build: Path, hub_id: str | None = Non
     (payload / "figures").mkdir()
     for name in pictures(releases):
         shutil.copy(releases / "figures" / f"{name}.png", payload / "figures")
+    (payload / "examples").mkdir()
+    with np.load(release / "results" / "golden.npz") as golden:
+        for path, index in widget_images(version, releases).items():
+            Image.fromarray(golden["images"][index]).save(payload / path)
     return payload
 
 
@@ -53,8 +67,9 @@ def main() -> None:
         parser.error("--tag, --private and --dry-run are of a --push")
     try:
         check_results(arguments.releases)
-        payload = assemble(arguments.version, arguments.releases, arguments.build, arguments.push)
-        golden = arguments.releases / arguments.version / "results" / "golden.npz"
+        version, releases = arguments.version, arguments.releases
+        payload = assemble(version, releases, arguments.build, arguments.push, revision=arguments.tag)
+        golden = releases / version / "results" / "golden.npz"
         if arguments.push is None:
             for file in sorted(file for file in payload.rglob("*") if file.is_file()):
                 print(f"{file.stat().st_size:>10,}  {file}")

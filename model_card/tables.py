@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from nula.evaluation.accuracy import Table
+from nula.evaluation.statistics import mean_interval, wilson_interval
 from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES
 from nula.perturbations.suite import ROWS
 
@@ -20,7 +21,7 @@ def published(version: str) -> dict[str, float]:
         return {line["perturbation"]: float(line[f"published_{version}"]) for line in csv.DictReader(lines)}
 
 
-def measured(releases: Path, study: str = "") -> dict[str, Table]:
+def stored_tables(releases: Path, study: str = "") -> dict[str, Table]:
     """The stored tables of the table, or of `study`, by version; of those that there are."""
     folders = {version: releases / version / "results" / study for version in VERSIONS}
     stored = {version: folder for version, folder in folders.items() if (folder / "predictions.npz").is_file()}
@@ -28,20 +29,46 @@ def measured(releases: Path, study: str = "") -> dict[str, Table]:
 
 
 def results_table(releases: Path) -> str:
-    """The twenty rows as markdown: measured and published accuracy of v0, v1 or both, and the change from v0 to v1."""
-    ours = {version: table.accuracies() for version, table in measured(releases).items()}
-    columns = [f"{title}{version}" for version in ours for title in ("", "published ")]
-    both = len(ours) == len(VERSIONS)
+    """The twenty rows as markdown: measured and published accuracy of v0, v1 or both, and the change from v0 to v1.
+
+    What was measured has its 95 % interval below it, Wilson's for an accuracy and Student's, over images, for the
+    change.
+    """
+    tables = stored_tables(releases)
+    both = len(tables) == len(VERSIONS)
+    columns = [f"{title}{version}" for version in tables for title in ("", "published ")]
     lines = [f"| perturbation | {' | '.join(columns + ['v1 − v0'] * both)} |"]
     lines += ["|---|" + "--:|" * (len(columns) + both)]
-    for row in ROWS:
-        cells = [row.name.replace("CIFAR-10 Test", "no perturbation")]
-        for version, accuracies in ours.items():
-            value = f"{accuracies[row.name]:.2f}"
-            cells += [f"**{value}**" if version == "v1" else value, f"{published(version)[row.name]:.2f}"]
+    for index, row in enumerate(ROWS):
+        cells, right = [row.name], []
+        for version, table in tables.items():
+            right.append(table.predictions[index] == table.labels)
+            low, high = wilson_interval(int(right[-1].sum()), len(right[-1]))
+            value = f"{100 * right[-1].mean():.2f}"
+            value = f"**{value}**" if version == "v1" else value
+            cells += [
+                f"{value}<br><sub>{100 * low:.2f} to {100 * high:.2f}</sub>",
+                f"{published(version)[row.name]:.2f}",
+            ]
         if both:
-            cells.append(f"{ours['v1'][row.name] - ours['v0'][row.name]:+.2f}".replace("-", "−"))
+            change, low, high = mean_interval(100.0 * right[1] - 100.0 * right[0])
+            cells.append(f"{change:+.2f}<br><sub>{low:+.2f} to {high:+.2f}</sub>".replace("-", "−"))
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def definitions_table() -> str:
+    """What each of the twenty rows does to an image, as markdown."""
+    return "\n".join(["| row | operator |", "|---|---|", *(f"| {row.name} | {row.definition} |" for row in ROWS)])
+
+
+def compatibility_table(releases: Path) -> str:
+    """By how much the logits differ where the payloads are loaded on other versions of transformers, as markdown."""
+    found = json.loads((releases / "compatibility.json").read_text())["environments"]
+    lines = [f"| {' | '.join(found[0]['versions'])} | {' | '.join(VERSIONS)} |", "|---|---|---|--:|--:|"]
+    for environment in found:
+        differences = [f"{environment['difference'][version]:.0e}" for version in VERSIONS]
+        lines.append(f"| {' | '.join([*environment['versions'].values(), *differences])} |")
     return "\n".join(lines)
 
 
@@ -66,7 +93,7 @@ def seeds_table(version: str, releases: Path) -> str | None:
 
 def corruptions_table(releases: Path) -> str | None:
     """Accuracy of v0 and v1 under each common corruption, over its severities, and over all. None if not measured."""
-    accuracies = {version: table.accuracies() for version, table in measured(releases, "corruptions").items()}
+    accuracies = {version: table.accuracies() for version, table in stored_tables(releases, "corruptions").items()}
     if not accuracies:
         return None
     means = {
@@ -79,7 +106,7 @@ def corruptions_table(releases: Path) -> str | None:
 
 def attacks_table(releases: Path) -> str | None:
     """Accuracy of v0 and v1 under the attacks of the null-space study. None if not measured."""
-    stored = measured(releases, "null_space")
+    stored = stored_tables(releases, "null_space")
     if not stored:
         return None
     accuracies = [table.accuracies() for table in stored.values()]

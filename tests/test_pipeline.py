@@ -1,25 +1,34 @@
 """The pipeline as a user meets it: remote code of the assembled payload, in a process that cannot import `nula`."""
 
 import base64
+import contextlib
 import io
 import json
 import socket
 import threading
+import time
+import tracemalloc
+import warnings
+from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from conftest import CAT, run_without_nula
 from PIL import Image
+from scipy.stats import binom, norm
+from torch.utils.data import IterableDataset
 from transformers import ImageClassificationPipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from nula.image_processing_nula import NulaImageProcessor
 from nula.modeling_nula import NulaForImageClassification
-from nula.pipeline_nula import NulaImageClassificationPipeline
+from nula.pipeline_nula import NulaImageClassificationPipeline, certify, image_files
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +94,16 @@ def test_the_stock_pipeline_gives_the_same_results(pipe, test_split):
     assert len(pipe(images[0])) == 5
 
 
-def labels(answer: list) -> list[str]:
-    return [entry["label"] for entry in answer]
+def close(ours: list, theirs: list) -> None:
+    """Whether two lists of answers say the same, but for rounding."""
+    assert [[entry["label"] for entry in a] for a in ours] == [[entry["label"] for entry in b] for b in theirs]
+    scores = [[[entry["score"] for entry in answer] for answer in answers] for answers in (ours, theirs)]
+    np.testing.assert_allclose(*scores, atol=1e-5)
 
 
 def test_lists_batches_and_generators_are_answered_in_kind(pipe, test_split):
     images = test_split.images[:6].permute(0, 3, 1, 2)
     single = [pipe(image, top_k=3) for image in images]
-
-    def close(ours, theirs):
-        assert [labels(a) for a in ours] == [labels(b) for b in theirs]
-        scores = [[[entry["score"] for entry in answer] for answer in answers] for answers in (ours, theirs)]
-        np.testing.assert_allclose(*scores, atol=1e-5)
 
     close(pipe(images, top_k=3), single)
     close(pipe(images.numpy(), top_k=3, batch_size=4), single)
@@ -123,15 +130,87 @@ def test_lists_batches_and_generators_are_answered_in_kind(pipe, test_split):
     close([answer for batch in pipe(half for half in images.split(3)) for answer in batch], [pipe(i) for i in images])
 
 
-def test_worker_processes_keep_the_order(pipe):
-    images = [CAT, CAT.with_name("dog.jpg"), CAT, CAT.with_name("horse.jpg")]
-    assert pipe(images, num_workers=1, batch_size=2) == pipe(images, batch_size=2)
+def test_threads_keep_the_order(pipe):
+    images = [CAT, CAT.with_name("dog.jpg"), CAT.read_bytes(), Image.open(CAT), CAT.with_name("horse.jpg")] * 3
+    one_by_one = [pipe(image) for image in images]
+    for options in ({}, {"num_workers": 1}, {"num_workers": 0}, {"batch_size": 4}, {"num_workers": 3, "batch_size": 2}):
+        close(pipe(images, **options), one_by_one)
 
 
-def test_a_torch_data_set_is_answered_one_by_one(pipe):
+def test_data_sets_are_answered_as_asked_for(pipe, test_split):
     rows = [{"img": Image.open(CAT)}, {"img": np.zeros((32, 32, 3), dtype=np.uint8)}]
-    answers = list(pipe(KeyDataset(rows, "img"), batch_size=2))
-    assert answers == pipe([row["img"] for row in rows], batch_size=2)
+    answers = pipe(KeyDataset(rows, "img"), batch_size=2)
+    assert isinstance(answers, Iterator)
+    assert list(answers) == pipe([row["img"] for row in rows], batch_size=2)
+    table = datasets.Dataset.from_dict({"img": [Image.fromarray(image) for image in test_split.images[:5].numpy()]})
+    close(list(pipe(KeyDataset(table, "img"))), pipe(test_split.images[:5].numpy()))
+    with pytest.raises(TypeError, match=r"item 0: dict: an image must be .*KeyDataset, of one column"):
+        list(pipe(iter(table)))
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield from test_split.images[:5].numpy()
+
+    close(list(pipe(Stream())), pipe(test_split.images[:5].numpy()))
+
+
+def test_a_folder_is_answered_file_by_file(pipe, tmp_path):
+    for name in ("b/2.png", "b/10.PNG", "a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(CAT.read_bytes())
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "b" / ".hidden").write_text("")
+    with pytest.warns(UserWarning, match=r"2 of 5 files have no image's suffix and are skipped") as warned:
+        files = image_files(tmp_path)
+    assert len(warned) == 1
+    assert [file.relative_to(tmp_path).as_posix() for file in files] == ["a.png", "b/10.PNG", "b/2.png"]
+    with pytest.warns(UserWarning, match="skipped"):
+        answers = pipe(tmp_path)
+    close(answers, [pipe(CAT)] * 3)
+    (tmp_path / "b" / "2.png").write_bytes(b"")
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(ValueError, match=r"item 1, image 2: .*2\.png'"):
+        pipe([CAT, str(tmp_path)])
+
+
+def test_errors_are_returned_where_asked_for(pipe, broken, test_split):
+    images = [CAT, broken / "missing.png", test_split.images[0], np.full((32, 32, 3), 2.0), broken / "notes.txt", 7]
+    answers = pipe(images, on_error="return")
+    assert [answer["error"].partition(":")[0] for answer in answers if "error" in answer] == [
+        "item 1",
+        "item 3",
+        "item 4",
+        "item 5",
+    ]
+    assert "there is no such file" in answers[1]["error"]
+    assert "values must lie in [0, 1]" in answers[3]["error"]
+    close([answers[0], answers[2]], [pipe(CAT), pipe(test_split.images[0])])
+    arrays = np.zeros((3, 3, 32, 32), dtype=np.float32)
+    arrays[1] = np.nan
+    first, second, third = pipe(arrays, on_error="return")
+    assert "got NaN" in second["error"]
+    close([first, third], [pipe(arrays[0])] * 2)
+    assert pipe(broken / "missing.png", on_error="return").keys() == {"error"}
+    assert [set(answer) for answer in pipe(iter([7, 8]), on_error="return")] == [{"error"}] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_error": "ignore"}, 'on_error must be "raise" or "return", got \'ignore\''),
+        ({"top_k": 0}, "top_k must be an integer of at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        ({"num_workers": -1}, "num_workers must be an integer of at least 0, got -1"),
+        ({"timeout": -1}, "timeout must be a positive number of seconds"),
+        ({"max_bytes": 0}, "max_bytes must be a positive number of bytes"),
+        ({"noise_draws": 10}, "noise_draws and noise_std must be given together"),
+        ({"noise_draws": 10, "noise_std": 0.0}, "noise_std must be a positive number"),
+        ({"noise_draws": 1.5, "noise_std": 0.1}, "noise_draws must be an integer of at least 1"),
+        ({"noise_draws": 10, "noise_std": 0.1, "confidence": 1.0}, "confidence must be between 0 and 1"),
+    ],
+)
+def test_options_out_of_range_are_named(pipe, options, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(CAT, **options)
 
 
 def test_data_urls_and_transparency(pipe):
@@ -153,6 +232,7 @@ UNSUPPORTED = "data:image/dds;base64," + base64.b64encode(b"DDS |" + bytes(3) + 
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("broken")
     (folder / "notes.txt").write_text("not an image")
+    (folder / "folder").mkdir()
     (folder / "empty.png").write_bytes(b"")
     jpeg = CAT.with_name("dog.jpg").read_bytes()
     (folder / "truncated.jpg").write_bytes(jpeg[: len(jpeg) // 2])
@@ -168,7 +248,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("empty.png", ValueError, "empty.png': this is not an image that PIL can read"),
         ("truncated.jpg", ValueError, "truncated.jpg': image file is truncated"),
         ("truncated.png", ValueError, r"truncated\.png': .*Truncated"),
-        (".", ValueError, "Is a directory"),
+        ("folder", ValueError, "folder': this folder holds no image"),
     ],
 )
 def test_broken_files_are_named(pipe, broken, name, error, message):
@@ -185,12 +265,12 @@ def test_broken_files_are_named(pipe, broken, name, error, message):
         (
             torch.zeros(2, 1, 32, 32),
             ValueError,
-            r"item 0, image 0: Tensor of shape \(1, 32, 32\): an array must have 3",
+            r"^image 0: Tensor of shape \(1, 32, 32\): an array must have 3",
         ),
         (np.full((32, 32, 3), 2.0), ValueError, r"ndarray of shape \(32, 32, 3\): values must lie in \[0, 1\], got 2"),
         (np.full((32, 32, 3), 256), ValueError, r"must lie in \[0, 255\]"),
         (np.zeros((32, 32)), ValueError, "must have 3 axes"),
-        (7, TypeError, "int: an image must be a path, a URL, a PIL image, a numpy array or a torch tensor"),
+        (7, TypeError, "int: an image must be a path, a URL, bytes, a PIL image, a numpy array or a torch tensor"),
         ([CAT, None], TypeError, "item 1: NoneType: an image must be"),
         (UNSUPPORTED, ValueError, "^'data:image.*: Unknown pixel format flags"),
         ("http://127.0.0.1:1/cat.png", ValueError, "'http://127.0.0.1:1/cat.png': .*refused"),
@@ -209,3 +289,126 @@ def test_a_url_that_is_not_there_and_one_that_never_answers(pipe, server):
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/cat.png"
         with pytest.raises(ValueError, match="timed out"):
             pipe(address, timeout=0.2)
+
+
+def test_a_url_gives_no_more_than_is_allowed_in_no_more_time(pipe, server):
+    with pytest.raises(ValueError, match=r"cat\.png': there are more than 1,000 bytes; pass max_bytes to take more"):
+        pipe(f"{server}/cat.png", max_bytes=1000)
+
+    class Dripping(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for byte in CAT.read_bytes()[:100]:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.05)
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dripping) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        began = time.monotonic()
+        with pytest.raises(ValueError, match=r"timed out: it was not there after 0\.3 s; pass timeout to wait longer"):
+            pipe(f"http://127.0.0.1:{http.server_port}/cat.png", timeout=0.3)
+        assert time.monotonic() - began < 3
+        http.shutdown()
+
+
+def test_a_decompression_bomb_is_refused(pipe, tmp_path, monkeypatch):
+    Image.new("1", (300, 300)).save(tmp_path / "large.png")
+    for limit in (89_999, 40_000):  # above PIL's limit, and above twice that, where PIL itself raises
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with pytest.raises(ValueError, match=rf"large\.png': it has more pixels than PIL.*\({limit}\); raise that"):
+                pipe(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90_000)
+    assert pipe(tmp_path / "large.png")
+
+
+def test_a_hundred_thousand_images_flow_through(pipe, monkeypatch):
+    """Order is kept and nothing piles up; the model is a stand-in, whose answer is the image's number."""
+    held, most, count = 0, 0, 100_000
+
+    def images():
+        nonlocal held, most
+        for number in range(count):
+            held += 1
+            most = max(most, held)
+            yield np.full((32, 32, 3), [number % 251, number // 251 % 251, number // 251**2], dtype=np.uint8)
+
+    class Numbering(torch.nn.Module):
+        def forward(self, pixel_values):
+            digits = ((pixel_values[:, :, 0, 0] * 0.5 + 0.5) * 255).round().double()
+            numbers = digits @ torch.tensor([1.0, 251.0, 251.0**2], dtype=torch.float64)
+            return {"logits": numbers[:, None].expand(-1, 10)}
+
+    stand_in = NulaImageClassificationPipeline(model=pipe.model, image_processor=pipe.image_processor)
+    monkeypatch.setattr(stand_in, "model", SimpleNamespace(**{"config": pipe.model.config}))
+    monkeypatch.setattr(stand_in, "_forward", lambda inputs: Numbering()(**inputs))
+    tracemalloc.start()
+    for number, answer in enumerate(stand_in(images(), batch_size=250, function_to_apply="none", top_k=1)):
+        held -= 1
+        assert answer[0]["score"] == number
+        if number == 1000:
+            tracemalloc.reset_peak()
+            early = tracemalloc.get_traced_memory()[0]
+    late, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    print(f"{count:,} images: {early:,} bytes held after 1,000, {late:,} after all, {peak:,} at the peak")
+    assert number == count - 1
+    assert most <= 250
+    assert late < early + 2**20
+    assert peak < early + 2**24
+
+
+def linear(weight: torch.Tensor, bias: float):
+    """A classifier into two classes by the sign of weight · x + bias."""
+
+    def classify(images: torch.Tensor) -> torch.Tensor:
+        margin = images.flatten(1) @ weight + bias
+        return torch.stack([margin, -margin], dim=1)
+
+    return classify
+
+
+def test_certified_radii_are_those_of_a_linear_classifier():
+    """Smoothing leaves a linear classifier as it is, so the true radius is the distance to its plane.
+
+    Cohen, Rosenfeld and Kolter (2019), appendix B: a certificate beyond that is wrong, and with confidence c at most a
+    share 1 − c of them may be.
+    """
+    torch.manual_seed(0)
+    weight, std, draws, confidence, trials = torch.randn(12), 0.5, 400, 0.9, 500
+    distance = 0.4
+    image = (weight * distance / weight.norm()).view(3, 2, 2)
+    found = [certify(linear(weight, 0.0), image, std, draws, confidence) for _ in range(trials)]
+    certified = [radius for label, _, radius in found if label == 0]
+    wrong = sum(radius > distance for radius in certified) + sum(label == 1 for label, _, _ in found)
+    allowed = binom.ppf(0.9999, trials, 1 - confidence)
+    print(f"{wrong} of {trials} certificates are beyond the true radius {distance}, {allowed:.0f} allowed")
+    assert 0 < wrong <= allowed
+    assert np.mean(certified) == pytest.approx(distance, abs=0.1)
+    on_the_plane = [certify(linear(weight, 0.0), torch.zeros(3, 2, 2), std, draws, confidence) for _ in range(trials)]
+    answered = sum(label is not None for label, _, _ in on_the_plane)
+    assert answered <= binom.ppf(0.9999, trials, 1 - confidence)
+    assert all(radius == 0 for label, _, radius in on_the_plane if label is None)
+
+
+def test_the_pipeline_certifies(pipe, test_split):
+    images = test_split.images[:3].numpy()
+    torch.manual_seed(0)
+    answers = pipe(images, noise_draws=120, noise_std=0.05, confidence=0.99)
+    assert [len(answer) for answer in answers] == [1] * 3
+    # All of n draws alike give the bound α^(1/n).
+    best = 0.01 ** (1 / 120)
+    assert max(answer[0]["score"] for answer in answers) == pytest.approx(best)
+    for [answer], [plain, *_] in zip(answers, pipe(images)):
+        if answer["score"] == pytest.approx(best):
+            assert answer["label"] == plain["label"]
+            assert answer["radius"] == pytest.approx(0.05 * norm.ppf(best))
+    torch.manual_seed(0)
+    [abstained] = pipe(images[0], noise_draws=1, noise_std=0.05)
+    assert abstained == {"label": None, "score": pytest.approx(0.001), "radius": 0.0}

@@ -19,6 +19,7 @@ from nula.model_card.push import PushRefused, check_payload, check_results
 
 NAME = "owner/nula"
 QUICK = """
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ from nula.model_card import push as module
 module.check_payload = lambda payload, golden: None  # a test of its own
 module.wait_exponential = lambda max: lambda state: 0.01
 try:
-    print(module.push(Path(sys.argv[1]), None, sys.argv[2], tag=sys.argv[3] or None))
+    print(module.push(Path(sys.argv[1]), None, sys.argv[2], tag=sys.argv[3] or None, private="PRIVATE" in os.environ))
 except module.PushRefused as refusal:
     sys.exit(f"error: {refusal}")
 """
@@ -69,6 +70,7 @@ def test_a_push_is_one_commit_and_one_tag(hub, environment, small):
     _, commit = repository.commits
     assert done.stdout.strip() == f"{hub.url}/{NAME}/commit/{commit.oid}"
     assert repository.tags == {"v1.0.0": commit.oid}
+    assert not repository.private
     (small / "README.md").write_text("Another card.\n")
     (small / "config.json").write_text("{}")
     repository.commits[-1].files["stale.bin"] = b"of an older release"
@@ -80,6 +82,20 @@ def test_a_push_is_one_commit_and_one_tag(hub, environment, small):
     assert again.returncode == 1
     assert "error: owner/nula has a tag v1.0.0 already; take the next version number." in again.stderr
     assert len(repository.commits) == 3
+
+
+def test_a_private_repository_is_seen_with_a_token_alone(hub, environment, small):
+    assert push_small(small, environment | {"PRIVATE": "1"}).returncode == 0
+    assert hub.repositories[NAME].private
+    code = f"from huggingface_hub import model_info; print(model_info({NAME!r}).private)"
+
+    def look(token: str):
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environment | {"HF_TOKEN": token}, capture_output=True, text=True
+        )
+
+    assert look("hf_write").stdout == "True\n"
+    assert "RepositoryNotFoundError" in look("").stderr
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The payload that goes to the Hub, and what the result files say in the card and the README."""
 
 import json
+import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -10,14 +12,15 @@ import torch
 from accelerate import Accelerator
 from conftest import ROOT, run_without_nula
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file
 
 from nula.evaluation.accuracy import Table, evaluate, table_rows
 from nula.evaluation.classifiers import load_classifier
 from nula.image_processing_nula import NulaImageProcessor, normalize
-from nula.model_card.card import BEGIN, pictures, render_card, with_results
+from nula.model_card.card import pictures, render_card, widget_images, with_tables
 from nula.model_card.release import assemble
-from nula.model_card.tables import published, results_table
+from nula.model_card.tables import VERSIONS, compatibility_table, definitions_table, published, results_table
 from nula.modeling_nula import NulaForImageClassification
 from nula.perturbations.suite import ROWS
 from nula.weights import weights_sha256
@@ -49,7 +52,8 @@ def remote_logits(folder: Path, images: np.ndarray, workplace: Path) -> np.ndarr
 def test_the_payload_holds_its_files_and_the_released_weights(payload):
     drawn = {f"figures/{name}.png" for name in pictures(RELEASES)}
     files = [file for file in payload.rglob("*") if file.is_file()]
-    assert {file.relative_to(payload).as_posix() for file in files} == PAYLOAD | drawn
+    examples = set(widget_images("v1", RELEASES))
+    assert {file.relative_to(payload).as_posix() for file in files} == PAYLOAD | drawn | examples
     assert drawn
     assert all(f"]({name})" in (payload / "README.md").read_text() for name in drawn)
     for name in CODE:
@@ -70,8 +74,43 @@ def test_the_payload_holds_its_files_and_the_released_weights(payload):
     released, shipped = (load_file(folder / "model.safetensors") for folder in (RELEASES / "v1", payload))
     assert released.keys() == shipped.keys()
     assert all(torch.equal(released[name], shipped[name]) for name in released)
-    for file in files:
-        assert str(ROOT).encode() not in file.read_bytes()
+
+
+PRIVATE = {
+    "an absolute path": rb"(?<![\w.:/])/(home|root|work|tmp|Users|mnt|opt|var|usr)/\w",
+    "the checkout": re.escape(str(ROOT).encode()),
+    "the home directory": re.escape(str(Path.home()).encode()),
+    "a token": rb"\bhf_[A-Za-z0-9]{16,}",
+    "a pickle": rb"^PK\x03\x04|^\x80[\x02-\x05][c}\]K(\x8c\x95]",
+}
+
+
+def test_the_payload_holds_nothing_private(payload):
+    weights = NulaForImageClassification.from_pretrained(payload).state_dict()
+    for file in payload.rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            if file.suffix == ".safetensors":  # the names in front of random-looking numbers
+                length = int.from_bytes(content[:8], "little")
+                content = content[8 : 8 + length]
+                assert set(json.loads(content)) - {"__metadata__"} == set(weights)  # no state of an optimiser
+            elif file.suffix == ".png":  # what is written beside the compressed pixels
+                content = json.dumps(Image.open(file).info, default=str).encode()
+            found = [what for what, pattern in PRIVATE.items() if re.search(pattern, content)]
+            assert not found, f"{file.name} holds {found}"
+
+
+def test_what_is_private_is_found(tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "zip.pt")
+    samples = {
+        "an absolute path": b"trained in /home/somebody/nula",
+        "the checkout": str(ROOT).encode(),
+        "the home directory": str(Path.home()).encode(),
+        "a token": b'"token": "hf_AbCdEfGhIjKlMnOpQrStUv"',
+        "a pickle": pickle.dumps({"a": 1}),
+    }
+    assert all(re.search(PRIVATE[what], sample) for what, sample in samples.items())
+    assert re.search(PRIVATE["a pickle"], (tmp_path / "zip.pt").read_bytes())
 
 
 def test_remote_code_gives_the_same_logits_to_the_bit(payload, test_split, tmp_path):
@@ -134,6 +173,8 @@ def test_stored_predictions_are_those_of_the_released_weights(version, test_spli
 def test_results_were_measured_on_the_released_weights(version):
     provenance = json.loads((RELEASES / version / "results" / "provenance.json").read_text())
     assert provenance["weights_sha256"] == weights_sha256(RELEASES / version)
+    compatibility = json.loads((RELEASES / "compatibility.json").read_text())
+    assert compatibility["weights_sha256"][version] == weights_sha256(RELEASES / version)
 
 
 # By less than the standard error of either figure; README says so.
@@ -166,6 +207,7 @@ def altered(tmp_path: Path) -> Path:
     """The releases, but v1 is right on every clean image and was trained with another seed."""
     for version in ("v0", "v1"):
         shutil.copytree(RELEASES / version, tmp_path / version, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copy(RELEASES / "compatibility.json", tmp_path)
     table = Table.load(RELEASES / "v1" / "results")
     table.predictions[0] = table.labels
     table.save(tmp_path / "v1" / "results")
@@ -188,9 +230,56 @@ def test_card_and_readme_follow_the_result_files(altered):
     assert results["Clean (CIFAR-10 Test)"] == 100.0
     assert len(results) == 20
     readme = (ROOT / "README.md").read_text()
-    assert "**100.00**" in with_results(readme, altered)
+    assert "**100.00**" in with_tables(readme, altered)
     with pytest.raises(ValueError, match="markers"):
-        with_results(readme.replace(BEGIN, ""), altered)
+        with_tables(readme.replace("<!-- definitions: end -->", ""), altered)
+
+
+def test_the_card_says_what_the_release_is_bad_at(altered):
+    results = altered / "v1" / "results"
+    table = Table.load(results)
+    of_frog, worst = table.labels == 6, table.rows.index("Shift Y (1-pixel)")
+    table.predictions[worst] = table.labels
+    table.predictions[worst, of_frog] = 9
+    table.predictions[worst, np.flatnonzero(~of_frog)[:8500]] = 6
+    table.save(results)
+    scores = json.loads((results / "calibration.json").read_text())
+    scores["rows"]["Contrast (0.80)"]["expected_calibration_error"] = 0.4321
+    (results / "calibration.json").write_text(json.dumps(scores))
+    rows = ("clean", *(f"{attack} ε = {bound}/255" for attack in ("free", "box", "decimation") for bound in (2, 8)))
+    predictions = np.stack([table.labels] * len(rows))
+    for row, wrong in ((2, 9900), (4, 8800), (6, 7700)):
+        predictions[row, :wrong] = (table.labels[:wrong] + 1) % 10
+    attacked = Table(rows=rows, seeds=(0,) * len(rows), predictions=predictions, labels=table.labels, provenance={})
+    attacked.save(results / "null_space")
+    card = " ".join(render_card("v1", altered).split())
+    assert "The worst rows: Shift Y (1-pixel) (5.00 %)" in card
+    assert "The worst classes under Shift Y (1-pixel): " in card
+    assert "The commonest error is frog called truck, 100.0 % of that class." in card
+    assert "43.2 under Contrast (0.80) (expected calibration error)" in card
+    assert "the attack free ε = 8/255 leaves 1.0 % of its answers right, and box ε = 8/255" in card
+    assert "of which downsampling shows nothing, 12.0 %" in card
+
+
+def test_the_card_pins_the_tag_it_is_pushed_under(altered):
+    assert 'revision="main"' in render_card("v1", altered)
+    assert 'revision="v1.2.3"' in render_card("v1", altered, revision="v1.2.3")
+
+
+def test_the_widget_shows_what_the_pipeline_answers(payload, tmp_path):
+    examples = ModelCard.load(payload / "README.md").data.to_dict()["widget"]
+    assert len({example["output"][0]["label"] for example in examples}) == len(examples) == 3
+    code = """
+import json
+from transformers import pipeline
+classifier = pipeline("image-classification", model=sys.argv[1], trust_remote_code=True)
+print(json.dumps(classifier(sys.argv[2:], top_k=3)))
+"""
+    images = [payload / example["src"] for example in examples]
+    answers = json.loads(run_without_nula(code, tmp_path, payload, *images))
+    for example, answer in zip(examples, answers, strict=True):
+        assert [score["label"] for score in answer] == [score["label"] for score in example["output"]]
+        assert [s["score"] for s in answer] == pytest.approx([s["score"] for s in example["output"]], abs=1e-3)
 
 
 def test_the_card_shows_every_seed(altered):
@@ -211,8 +300,15 @@ def test_the_card_shows_every_seed(altered):
 
 def test_the_committed_readme_is_what_the_result_files_give():
     readme = (ROOT / "README.md").read_text()
-    assert with_results(readme, RELEASES) == readme
+    assert with_tables(readme, RELEASES) == readme
     assert results_table(RELEASES) in readme
+    assert definitions_table() in readme
+    assert compatibility_table(RELEASES) in readme
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_committed_card_is_what_the_result_files_give(version):
+    assert (RELEASES / f"{version}.md").read_text() == render_card(version, RELEASES)
 
 
 def test_the_processor_feeds_the_model_as_training_does(payload, pixels, test_split):

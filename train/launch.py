@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 from dataclasses import asdict, fields, replace
@@ -15,6 +14,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 
+from nula.cli import positive
 from nula.dataset import Split, load_split
 from nula.evaluation.accuracy import evaluate, table_rows
 from nula.evaluation.classifiers import load_classifier
@@ -22,7 +22,7 @@ from nula.image_processing_nula import NulaImageProcessor
 from nula.launcher import start_cpu_processes
 from nula.model_card.push import PushRefused
 from nula.modeling_nula import NulaForImageClassification
-from nula.provenance import command_again, library_versions, public_argument
+from nula.provenance import command_again, library_versions, processor_name, public_argument
 from nula.train.interruption import TrainingInterrupted
 from nula.train.loop import ARCHITECTURE, dynamo_backend, train
 from nula.train.publish import check_before, publish
@@ -50,13 +50,6 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--recipe", nargs="*", default=[], metavar="FIELD=VALUE", help="changes of the recipe, VALUE as in JSON"
     )
     return parser
-
-
-def positive(text: str) -> int:
-    """An integer of at least 1, for argparse."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least 1")
-    return int(text)
 
 
 def changes(assignments: list[str], allowed: list[str], option: str) -> dict:
@@ -184,7 +177,7 @@ def prepare(arguments: argparse.Namespace) -> Accelerator:
 
 def _hardware(accelerator: Accelerator) -> dict:
     device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {
         "device": device.type,
         "name": name,
@@ -194,12 +187,3 @@ def _hardware(accelerator: Accelerator) -> dict:
         "mixed_precision": accelerator.mixed_precision,
         "dynamo_backend": dynamo_backend(accelerator),
     }
-
-
-def _processor_name() -> str:
-    """The processor as /proc/cpuinfo names it on Linux, else as Python does."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )

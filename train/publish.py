@@ -40,16 +40,16 @@ def publish(
         PushRefused, subprocess.CalledProcessError: the push, or a measurement, failed. Nothing of the run is lost.
     """
     results = output_dir / "results"
-    if not measured(str(output_dir), dataset, results):
+    if not has_table(str(output_dir), dataset, results):
         measure(str(output_dir), dataset, results, device)
     with tempfile.TemporaryDirectory() as folder:
         releases = Path(folder)
         (releases / version).symlink_to(output_dir.resolve())
         if v0 is not None:
             results_v0 = Path(v0) / "results"
-            if not measured(v0, dataset, results_v0):
+            if not has_table(v0, dataset, results_v0):
                 results_v0 = output_dir / "v0_results"
-            if not measured(v0, dataset, results_v0):
+            if not has_table(v0, dataset, results_v0):
                 measure(v0, dataset, results_v0, device)
             (releases / "v0").mkdir()
             (releases / "v0" / "results").symlink_to(results_v0.resolve())
@@ -58,7 +58,7 @@ def publish(
         return push(payload, results / "golden.npz", hub_id)
 
 
-def measured(model: str, dataset: str, results: Path) -> bool:
+def has_table(model: str, dataset: str, results: Path) -> bool:
     """Whether `results` holds a whole table of these weights on this data set."""
     if not all((results / name).is_file() for name in ("provenance.json", "golden.npz", "calibration.json")):
         return False

@@ -1,0 +1,1 @@
+"""How fast the pipeline and the exported forms are."""

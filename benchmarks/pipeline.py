@@ -1,0 +1,129 @@
+"""The pipeline beside the bare model and the stock pipeline, in one run.
+
+python -m nula.benchmarks.pipeline --model build/nula-cifar10-robust-v1 writes benchmarks/pipeline.json, of which
+python -m nula.benchmarks.tables makes benchmarks/README.md.
+"""
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+from transformers import ImageClassificationPipeline, ViTImageProcessor
+from transformers.pipelines.pt_utils import KeyDataset
+
+from nula.benchmarks.timing import Candidates, interleaved, machine
+from nula.dataset import load_split
+from nula.image_processing_nula import IMAGE_MEAN, IMAGE_STD, NulaImageProcessor
+from nula.pipeline_nula import NulaImageClassificationPipeline
+from nula.provenance import command_again
+from nula.weights import load_model, weights_sha256
+
+BATCH_SIZES = (1, 64, 256)
+IMAGES = 256  # classified by each candidate in each round
+PHOTOGRAPH = 256  # pixels a side of the JPEG files
+BARE, OURS, OUR_PROCESSOR, STOCK = "bare model", "NULA's pipeline", "stock pipeline, our processor", "stock pipeline"
+
+# To the first answer in a new process, from starting Python.
+START_UP = {
+    OURS: """
+from transformers import pipeline
+pipeline("image-classification", model=sys.argv[1], trust_remote_code=True)(sys.argv[2])
+""",
+    STOCK: """
+from transformers import AutoModelForImageClassification, ImageClassificationPipeline, ViTImageProcessor
+model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
+processor = ViTImageProcessor(size={"height": 32, "width": 32})
+ImageClassificationPipeline(model=model, image_processor=processor)(sys.argv[2])
+""",
+    "importing torch and transformers": "import torch, transformers",
+}
+
+
+def inputs(images: np.ndarray, folder: Path) -> dict[str, object]:
+    """The same uint8 images (N, 32, 32, 3) as every kind of input; JPEG files, of photographs' size, in `folder`."""
+    pictures = [Image.fromarray(image) for image in images]
+    files = []
+    for number, picture in enumerate(pictures):
+        files.append(str(folder / f"{number:04d}.jpg"))
+        picture.resize((PHOTOGRAPH, PHOTOGRAPH), Image.Resampling.BICUBIC).save(files[-1], quality=90)
+    encoded = []
+    for picture in pictures:
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        encoded.append({"bytes": file.getvalue(), "path": None})
+    column = datasets.Dataset.from_dict({"img": encoded}).cast_column("img", datasets.Image())
+    return {
+        "tensors": list(torch.from_numpy(images).permute(0, 3, 1, 2)),
+        "arrays": list(images),
+        "PIL images": pictures,
+        "JPEG files": files,
+        "data set": KeyDataset(column, "img"),
+    }
+
+
+def candidates(model: torch.nn.Module, images: object, pixels: torch.Tensor, batch_size: int) -> Candidates:
+    """What classifies `images`; the bare model has them as `pixels` (N, 3, 32, 32), ready."""
+    stock = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=IMAGE_MEAN, image_std=IMAGE_STD)
+    pipes = {
+        OURS: NulaImageClassificationPipeline(model=model, image_processor=NulaImageProcessor()),
+        OUR_PROCESSOR: ImageClassificationPipeline(model=model, image_processor=NulaImageProcessor()),
+        STOCK: ImageClassificationPipeline(model=model, image_processor=stock),
+    }
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for batch in pixels.split(batch_size):
+                model(pixel_values=batch)
+
+    called = {name: lambda pipe=pipe: list(pipe(images, batch_size=batch_size)) for name, pipe in pipes.items()}
+    return {BARE: bare, **called}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m nula.benchmarks.pipeline", description="Time the pipeline.")
+    parser.add_argument("--model", required=True, help="folder of an assembled release")
+    parser.add_argument("--dataset", default="uoft-cs/cifar10", help="Hub id, or a folder of the same layout")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/pipeline.json"))
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    images = load_split(arguments.dataset, "test").first(IMAGES).images.numpy()
+    pixels = NulaImageProcessor()(images, return_tensors="pt").pixel_values
+    model, seconds = load_model(arguments.model), {}
+    with tempfile.TemporaryDirectory() as folder:
+        kinds = inputs(images, Path(folder))
+        with tqdm(total=4 * arguments.rounds * len(BATCH_SIZES) * len(kinds), desc="timing") as progress:
+            for batch_size in BATCH_SIZES:
+                seconds[str(batch_size)] = {
+                    kind: interleaved(candidates(model, values, pixels, batch_size), arguments.rounds, progress)
+                    for kind, values in kinds.items()
+                }
+
+        def process(code: str) -> None:
+            command = [sys.executable, "-c", f"import sys\n{code}", arguments.model, f"{folder}/0000.jpg"]
+            subprocess.run(command, check=True, capture_output=True)
+
+        started = interleaved({name: lambda code=code: process(code) for name, code in START_UP.items()}, 5)
+    record = {
+        "command": command_again("python -m nula.benchmarks.pipeline", sys.argv[1:]),
+        "weights_sha256": weights_sha256(arguments.model),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": machine(),
+        "images": len(images),
+        "seconds": seconds,
+        "start_up_seconds": started,
+    }
+    arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The page of the benchmarks, from their results alone: python -m nula.benchmarks.tables rewrites README.md here."""
+
+import json
+import statistics
+from pathlib import Path
+
+from nula.benchmarks.forms import MODEL
+from nula.benchmarks.pipeline import BARE
+from nula.benchmarks.timing import ratio
+
+FOLDER = Path(__file__).parent
+
+
+def pipeline_table(record: dict) -> str:
+    """How many times as long as the bare model each pipeline takes, by batch size and kind of input."""
+    names = [name for name in next(iter(next(iter(record["seconds"].values())).values())) if name != BARE]
+    lines = [f"| batch | input | {BARE}, images/s | {' | '.join(names)} |", "|--:|---|" + "--:|" * (1 + len(names))]
+    for batch_size, kinds in record["seconds"].items():
+        for kind, seconds in kinds.items():
+            speed = record["images"] / statistics.median(seconds[BARE])
+            ratios = " | ".join(f"{ratio(seconds, name, BARE):.2f}" for name in names)
+            lines.append(f"| {batch_size} | {kind} | {speed:.0f} | {ratios} |")
+    return "\n".join(lines)
+
+
+def start_up_table(record: dict) -> str:
+    times = {name: statistics.median(seconds) for name, seconds in record["start_up_seconds"].items()}
+    return "\n".join(["| a new process | seconds |", "|---|--:|", *(f"| {n} | {t:.1f} |" for n, t in times.items())])
+
+
+def forms_table(record: dict) -> str:
+    """Size, speed beside the model's own, and accuracy of each form."""
+    sizes = list(record["seconds"])
+    head = " | ".join(f"time at batch {batch_size}" for batch_size in sizes)
+    lines = [f"| form | MB | {head} | accuracy in percent |", "|---|--:|" + "--:|" * (len(sizes) + 1)]
+    for name, size in record["bytes"].items():
+        ratios = " | ".join(f"{ratio(seconds, name, MODEL):.2f}" for seconds in record["seconds"].values())
+        lines.append(f"| {name} | {size / 1e6:.1f} | {ratios} | {record['accuracy'][name]:.2f} |")
+    return "\n".join(lines)
+
+
+def page(pipeline: dict, forms: dict) -> str:
+    def told(record: dict) -> str:
+        machine = record["machine"]
+        return (
+            f"{machine['cores']} cores of {machine['processor']}, torch {machine['torch']}, transformers "
+            f"{machine['transformers']}, {record['date']}: `{record['command']}`"
+        )
+
+    return f"""# Benchmarks
+
+Written by `python -m nula.benchmarks.tables` from [pipeline.json](pipeline.json) and [forms.json](forms.json).
+Candidates take turns within one run; a figure is the median over the turns.
+
+## The pipeline
+
+How many times as long as the bare model on prepared batches each pipeline takes for {pipeline["images"]} images. The
+stock pipeline has transformers' ViTImageProcessor; JPEG files are of 256×256 pixels, and decoding them is most of the
+work.
+
+{pipeline_table(pipeline)}
+
+From starting Python to the first answer:
+
+{start_up_table(pipeline)}
+
+{told(pipeline)}
+
+## Forms
+
+Time beside the model itself (1.00) for {forms["images"]} images, and accuracy on {forms["test_images"]:,} test images.
+`python -m nula.export` writes those of torch.export and ONNX.
+
+{forms_table(forms)}
+
+{told(forms)}
+"""
+
+
+def main() -> None:
+    records = (json.loads((FOLDER / f"{name}.json").read_text()) for name in ("pipeline", "forms"))
+    (FOLDER / "README.md").write_text(page(*records), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

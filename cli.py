@@ -1,0 +1,155 @@
+"""The command `nula`: `nula classify examples/cat.png`."""
+
+import argparse
+import csv
+import json
+import os
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+DEFAULT_MODEL = "MamaPearl/nula-cifar10-robust-v1"
+
+Writer = Callable[[str, Any], None]  # of an image's name and its answer, as the pipeline gives it
+
+
+def sources(paths: Iterable[str], lines: TextIO) -> Iterator[str]:
+    """What is to be classified: files and URLs as they are, the images of folders, and for "-" the lines of `lines`."""
+    from nula.pipeline_nula import image_files
+
+    for path in paths:
+        if path == "-":
+            yield from filter(None, (line.rstrip("\r\n") for line in lines))
+        elif Path(path).is_dir():
+            yield from map(os.fspath, image_files(path))
+        else:
+            yield path
+
+
+def as_text(output: TextIO) -> Writer:
+    def write(name: str, answer: Any) -> None:
+        print(name, file=output)
+        for entry in answer:
+            print(f"  {entry['label']:<12} {entry['score']:.3f}", file=output)
+
+    return write
+
+
+def as_json(output: TextIO) -> Writer:
+    """A line, an object for each image: {"image", "answers": [{"label", "score"}]} or {"image", "error"}."""
+
+    def write(name: str, answer: Any) -> None:
+        given = answer if isinstance(answer, dict) else {"answers": answer}
+        print(json.dumps({"image": name, **given}, ensure_ascii=False), file=output)
+
+    return write
+
+
+def as_csv(output: TextIO) -> Writer:
+    """A row for each label of each image, or one with what is wrong with the image."""
+    table = csv.DictWriter(output, ["image", "rank", "label", "score", "error"], lineterminator="\n")
+    table.writeheader()
+
+    def write(name: str, answer: Any) -> None:
+        if isinstance(answer, dict):
+            table.writerow({"image": name, **answer})
+        else:
+            table.writerows({"image": name, "rank": rank, **entry} for rank, entry in enumerate(answer, 1))
+
+    return write
+
+
+def classify(arguments: argparse.Namespace) -> int:
+    """Write the answers as they come, and what is wrong with an image to standard error; 1 if that was any, else 0."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from nula.image_processing_nula import NulaImageProcessor
+    from nula.modeling_nula import NulaForImageClassification
+    from nula.pipeline_nula import NulaImageClassificationPipeline
+
+    disable_progress_bar()  # of loading the weights
+    try:
+        model, processor = (
+            kind.from_pretrained(arguments.model, revision=arguments.revision)
+            for kind in (NulaForImageClassification, NulaImageProcessor)
+        )
+    except (OSError, ValueError) as error:
+        print(f"error: {arguments.model} cannot be loaded: {error}", file=sys.stderr)
+        return 2
+    pipe = NulaImageClassificationPipeline(model=model, image_processor=processor)
+    write = arguments.format(sys.stdout)
+    images = sources(arguments.paths, sys.stdin)
+    total = None
+    if "-" not in arguments.paths:
+        images = list(images)
+        total = len(images)
+    names, failed = deque(), 0
+
+    def noted() -> Iterator[str]:
+        for image in images:
+            names.append(image)
+            yield image
+
+    answers = pipe(noted(), batch_size=arguments.batch_size, top_k=arguments.top_k, on_error="return")
+    # Nothing is shown where standard error is no terminal, or where it is all over in a second.
+    for answer in tqdm(answers, total=total, unit="image", desc="classifying", disable=None, delay=1):
+        name = names.popleft()
+        if isinstance(answer, dict):
+            failed += 1
+            # The item's number is of the whole call, which may be of a folder: the name says more.
+            answer = {"error": answer["error"].partition(": ")[2]}
+            tqdm.write(f"error: {answer['error']}", file=sys.stderr)
+            if arguments.format is as_text:
+                continue
+        write(name, answer)
+    if failed:
+        print(f"error: {failed} of the images could not be classified.", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text}")
+    return int(text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nula", description="An anti-aliased image classifier of ten classes.")
+    commands = parser.add_subparsers(required=True, dest="command")
+    command = commands.add_parser(
+        "classify",
+        help="classify images",
+        description="Classify images, in the order given. Exit codes: 0 all were classified, 1 some could not be, "
+        "2 bad arguments or no such model, 130 interrupted.",
+    )
+    command.add_argument("paths", nargs="+", metavar="PATH", help="a file, folder or URL; -: the lines of stdin")
+    command.add_argument("--model", default=DEFAULT_MODEL, help="Hub id, or folder of a release (default: %(default)s)")
+    command.add_argument("--revision", help="commit or tag of the Hub id")
+    command.add_argument("--top-k", type=positive, default=5, help="labels for each image (default: %(default)s)")
+    command.add_argument("--batch-size", type=positive, default=64, help="images at a time (default: %(default)s)")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--json", dest="format", action="store_const", const=as_json, help="one JSON object a line")
+    form.add_argument("--csv", dest="format", action="store_const", const=as_csv, help="one row for each label")
+    command.set_defaults(run=classify, format=as_text)
+    return parser
+
+
+def main() -> int:
+    arguments = build_parser().parse_args()
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever reads the answers has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""The benchmarks, on a model that is small enough for a test."""
+
+import json
+import sys
+
+import pytest
+from conftest import SAMPLE
+
+from nula.benchmarks import forms, pipeline
+from nula.benchmarks.tables import forms_table, page, pipeline_table, start_up_table
+from nula.benchmarks.timing import interleaved, ratio
+
+
+def test_candidates_take_turns():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    seconds = interleaved(calls, rounds=4)
+    assert order[:3] == list("abc")  # not timed
+    assert "".join(order[3:]) == "abc" + "bca" + "cab" + "abc"
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 4, "b": 4, "c": 4}
+    assert ratio({"a": [1.0, 4.0, 9.0], "b": [1.0, 2.0, 3.0]}, "a", "b") == 2.0
+
+
+@pytest.fixture
+def records(tiny_folder, tmp_path, monkeypatch) -> tuple[dict, dict]:
+    monkeypatch.setattr(pipeline, "BATCH_SIZES", (2,))
+    monkeypatch.setattr(pipeline, "IMAGES", 4)
+    monkeypatch.setattr(pipeline, "START_UP", {"nothing": "pass"})
+    monkeypatch.setattr(forms, "BATCH_SIZES", (2,))
+    monkeypatch.setattr(forms, "IMAGES", 4)
+    for module, name in ((pipeline, "pipeline"), (forms, "forms")):
+        arguments = ["--model", str(tiny_folder), "--dataset", str(SAMPLE), "--output", str(tmp_path / name)]
+        monkeypatch.setattr(sys, "argv", ["nula.benchmarks", *arguments, "--rounds", "2"])
+        module.main()
+    return json.loads((tmp_path / "pipeline").read_text()), json.loads((tmp_path / "forms").read_text())
+
+
+def test_the_page_follows_the_records(records):
+    of_pipeline, of_forms = records
+    assert set(of_pipeline["seconds"]["2"]) == {"tensors", "arrays", "PIL images", "JPEG files", "data set"}
+    assert len({round(value, 6) for name, value in of_forms["accuracy"].items() if "8 bits" not in name}) <= 2
+    for seconds in (*of_pipeline["seconds"]["2"].values(), of_forms["seconds"]["2"]):
+        for name, times in seconds.items():
+            assert min(times) > 0
+            seconds[name] = [2.0, 2.0]
+    of_pipeline["seconds"]["2"]["arrays"][pipeline.OURS] = [2.5, 2.5]
+    assert "| 2 | arrays | 2 | 1.25 | 1.00 | 1.00 |" in pipeline_table(of_pipeline)
+    assert "| 2 | tensors | 2 | 1.00 | 1.00 | 1.00 |" in pipeline_table(of_pipeline)
+    of_pipeline["start_up_seconds"]["nothing"] = [1.0, 3.0, 2.0]
+    assert "| nothing | 2.0 |" in start_up_table(of_pipeline)
+    of_forms["bytes"][forms.MODEL], of_forms["accuracy"][forms.MODEL] = 12_340_000, 56.78
+    assert f"| {forms.MODEL} | 12.3 | 1.00 | 56.78 |" in forms_table(of_forms)
+    text = page(of_pipeline, of_forms)
+    assert pipeline_table(of_pipeline) in text
+    assert forms_table(of_forms) in text

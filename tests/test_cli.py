@@ -1,0 +1,102 @@
+"""`nula classify`, as a shell would run it."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import CAT, ROOT
+
+from nula.cli import main
+
+MODEL = str(ROOT / "releases" / "v1")
+DOG = str(CAT.with_name("dog.jpg"))
+
+
+@pytest.fixture
+def nula(monkeypatch, capsys):
+    """Run the command; give exit code, standard output and standard error."""
+
+    def run(*arguments: object, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nula", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = main()
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_text(nula):
+    code, output, errors = nula("classify", CAT, DOG, "--model", MODEL, "--top-k", 2)
+    lines = output.splitlines()
+    assert (code, len(lines), errors) == (0, 6, "")
+    assert [lines[0], lines[3]] == [str(CAT), DOG]
+    assert lines[1].split()[0] == "cat"
+    assert 0 < float(lines[1].split()[1]) < 1
+
+
+def test_json_and_csv_tell_the_same(nula):
+    _, output, _ = nula("classify", CAT, DOG, "--model", MODEL, "--json")
+    objects = [json.loads(line) for line in output.splitlines()]
+    assert [entry["image"] for entry in objects] == [str(CAT), DOG]
+    _, output, _ = nula("classify", CAT, DOG, "--model", MODEL, "--csv")
+    rows = list(csv.DictReader(io.StringIO(output)))
+    assert len(rows) == 10
+    told = [(entry["image"], answer["label"]) for entry in objects for answer in entry["answers"]]
+    assert told == [(row["image"], row["label"]) for row in rows]
+    scores = [answer["score"] for entry in objects for answer in entry["answers"]]
+    assert scores == pytest.approx([float(row["score"]) for row in rows])
+    assert [row["rank"] for row in rows] == list("12345") * 2
+
+
+def test_folders_and_standard_input(nula, tmp_path):
+    for name in ("b.png", "a/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(CAT.read_bytes())
+    code, output, _ = nula("classify", tmp_path, "-", "--model", MODEL, "--json", stdin=f"{DOG}\n\n{tmp_path}/b.png\n")
+    assert code == 0
+    images = [json.loads(line)["image"] for line in output.splitlines()]
+    assert images == [f"{tmp_path}/a/c.png", f"{tmp_path}/b.png", DOG, f"{tmp_path}/b.png"]
+
+
+def test_what_cannot_be_classified_is_told_and_the_rest_goes_on(nula, tmp_path):
+    (tmp_path / "notes.png").write_text("no image")
+    arguments = ("classify", tmp_path / "none.png", CAT, tmp_path / "notes.png", "--model", MODEL)
+    code, output, errors = nula(*arguments)
+    assert code == 1
+    assert output.splitlines()[0] == str(CAT)
+    assert f"error: '{tmp_path}/none.png': there is no such file" in errors
+    assert f"error: '{tmp_path}/notes.png': this is not an image that PIL can read" in errors
+    assert "error: 2 of the images could not be classified." in errors
+    code, output, _ = nula(*arguments, "--json")
+    assert code == 1
+    assert ["error" in json.loads(line) for line in output.splitlines()] == [True, False, True]
+    code, output, _ = nula(*arguments, "--csv", "--top-k", 1)
+    assert code == 1
+    assert [bool(row["error"]) for row in csv.DictReader(io.StringIO(output))] == [True, False, True]
+
+
+def test_a_model_that_is_not_there(nula, tmp_path):
+    code, output, errors = nula("classify", CAT, "--model", tmp_path / "none")
+    assert (code, output) == (2, "")
+    assert f"error: {tmp_path}/none cannot be loaded" in errors
+
+
+@pytest.mark.parametrize(
+    "arguments", [["classify"], ["classify", "a.png", "--top-k", "0"], ["classify", "a.png", "--json", "--csv"], []]
+)
+def test_bad_arguments_end_with_2(nula, arguments):
+    with pytest.raises(SystemExit) as ended:
+        nula(*arguments)
+    assert ended.value.code == 2
+
+
+def test_a_reader_that_has_had_enough_is_no_error():
+    command = f"'{sys.executable}' -m nula.cli classify {CAT} {CAT} --model {MODEL} --batch-size 1"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | head -c 1"], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+    assert (done.returncode, len(done.stdout)) == (0, 1)
+    assert "Traceback" not in done.stderr
