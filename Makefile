@@ -44,4 +44,5 @@ studies: setup
 	$(call STUDY,sensitivity)
 	$(call STUDY,curvature)
 	$(call STUDY,null-space)
+	$(call STUDY,certified)
 	$(if $(filter v1,$(VERSION)),$(call STUDY,basin) --start releases/v0)

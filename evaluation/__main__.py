@@ -149,6 +149,9 @@ def study(arguments: argparse.Namespace) -> None:
             result = studies.null_space_table(classifier, data, device, described)
             result.save(output / "null_space")
             print_accuracies(result)
+        elif arguments.command == "certified":
+            result = studies.certified(classifier, data, device, arguments.draws)
+            studies.save_json(result, described, output / "certified.json")
         elif arguments.command == "sensitivity":
             result = studies.sensitivity(classifier, data, device, studies.SIGMAS)
             studies.save_json(result, described, output / "sensitivity.json")
@@ -194,6 +197,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--subsets", type=int, default=4, help="of those images, each with a spectrum of its own")
     command = add("null-space", study, "accuracy under attacks that downsampling removes")
     command.add_argument("--images", type=int, default=1000, help="of the test split, from its start")
+    command = add("certified", study, "certified accuracy of the smoothed classifier against the radius")
+    command.add_argument("--images", type=int, default=200, help="of the test split, from its start")
+    command.add_argument("--draws", type=int, default=1000, help="of the noise for each image and strength")
     command = add("basin", basin, "what lies on the line between two models", several=False)
     command.add_argument("--start", required=True, help="the model that --model was fine-tuned from")
     command.add_argument("--images", type=int, default=2000, help="of the test split, from its start")

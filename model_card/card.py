@@ -39,6 +39,7 @@ PICTURES = {  # of releases/figures, as nula.model_card.figures draws them, with
     "running_gap": "v1 − v0 under noise over the first k test images, a line for each realisation",
     "sensitivity": "Norm of the Jacobian of the logits with respect to the pixels, under noise",
     "curvature": "Both ends of the Hessian's spectrum, under noise",
+    "certified": "Accuracy of the smoothed classifier that is certified up to an L2 radius, by strength of its noise",
     "path": "Accuracy on the straight line through the weights of v0 and v1",
     "confusion": "What each class is called under noise, σ = 0.05",
     "perturbations": "One test image under every perturbation",

@@ -130,6 +130,24 @@ def path(results: Results) -> Figure:
     return figure
 
 
+def certified(results: Results) -> Figure:
+    """Share of the images that are answered right with at least the radius, for each strength of the noise."""
+    figure, axes = _figure(3.6)
+    for name, folder in results.items():
+        record = json.loads((folder / "certified.json").read_text())
+        for (sigma, found), style in zip(record["certificates"].items(), ("-", "--", ":")):
+            right = [label == truth for label, truth in zip(found["labels"], record["truth"])]
+            radii = np.sort(np.array(found["radii"])[right])
+            shares = 100 * np.arange(len(radii), -1, -1) / len(right)
+            axes.step(
+                [0, *radii], shares, where="pre", color=COLORS[name], linestyle=style, label=f"{name}, σ = {sigma}"
+            )
+    axes.set(xlabel=f"L2 radius, pixel values in [0, 1], {len(right)} images", ylabel="certified accuracy in percent")
+    axes.set(xlim=(0, None), ylim=(0, 100))
+    axes.legend(frameon=False)
+    return figure
+
+
 def table(results: Results) -> Figure:
     """The twenty rows with Wilson's 95 % intervals."""
     figure, axes = _figure(6.5)
@@ -200,7 +218,17 @@ def _show(axes: matplotlib.axes.Axes, pixels: torch.Tensor, title: str) -> None:
 
 FROM_RESULTS: dict[str, Callable[[Results], Figure]] = {
     function.__name__: function
-    for function in (table, noise_histogram, noise_sweep, running_gap, sensitivity, curvature, path, confusion)
+    for function in (
+        table,
+        noise_histogram,
+        noise_sweep,
+        running_gap,
+        sensitivity,
+        curvature,
+        certified,
+        path,
+        confusion,
+    )
 }
 
 

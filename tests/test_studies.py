@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse.linalg import aslinearoperator
+from scipy.stats import norm
 from torch import nn
 from torch.nn import functional as F
 
@@ -214,3 +215,19 @@ def test_the_basin_is_measured_from_start_to_end(classifier, test_split, train_s
         predicted = np.array(shape["slopes"]) + np.array(shape["curvatures"]) / 2
         np.testing.assert_allclose(changes, predicted, atol=1e-5)
         assert np.abs(changes).min() > 1e-6
+
+
+def test_what_is_certified_is_kept_for_each_image(classifier, test_split, monkeypatch):
+    monkeypatch.setattr(studies, "CERTIFIED_SIGMAS", (0.01, 0.5))
+    data = test_split.first(3)
+    result = studies.certified(classifier, data, torch.device("cpu"), draws=50, confidence=0.99)
+    assert result["truth"] == data.labels.tolist()
+    for sigma, found in result["certificates"].items():
+        for label, bound, radius in zip(found["labels"], found["bounds"], found["radii"], strict=True):
+            assert (label is None) == (bound <= 0.5)
+            assert radius == pytest.approx(float(sigma) * norm.ppf(bound) if bound > 0.5 else 0)
+    plain = classifier(data.images.permute(0, 3, 1, 2).float() / 255).argmax(1).tolist()
+    weak = result["certificates"]["0.01"]["labels"]
+    assert any(label is not None for label in weak)
+    assert all(label in (None, answer) for label, answer in zip(weak, plain))
+    assert result == studies.certified(classifier, data, torch.device("cpu"), draws=50, confidence=0.99)
