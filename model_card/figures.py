@@ -140,7 +140,7 @@ def certified(results: Results) -> Figure:
             radii = np.sort(np.array(found["radii"])[right])
             shares = 100 * np.arange(len(radii), -1, -1) / len(right)
             axes.step(
-                [0, *radii], shares, where="pre", color=COLORS[name], linestyle=style, label=f"{name}, σ = {sigma}"
+                [0, *radii], shares, where="post", color=COLORS[name], linestyle=style, label=f"{name}, σ = {sigma}"
             )
     axes.set(xlabel=f"L2 radius, pixel values in [0, 1], {len(right)} images", ylabel="certified accuracy in percent")
     axes.set(xlim=(0, None), ylim=(0, 100))

@@ -52,6 +52,9 @@ def results(folder: Path, *, clean: float, noise: float, norm: float, eigenvalue
         for value in eigenvalue * generator.lognormal(0, 0.05, 4)
     ]
     (folder / "curvature.json").write_text(json.dumps(provenance | {"eigenvalues": {"0.0": parts, "0.1": parts}}))
+    found = {"labels": [3, None, 5, 1], "bounds": [0.9, 0.4, 0.8, 0.7], "radii": [0.2, 0.0, 0.1, 0.05]}
+    certificates = provenance | {"truth": [3, 2, 5, 0], "certificates": {"0.1": found}}
+    (folder / "certified.json").write_text(json.dumps(certificates))
     return folder
 
 
@@ -154,6 +157,13 @@ def test_every_figure_can_be_drawn(name, as_claimed, tmp_path):
     assert isinstance(figure, Figure)
     figure.savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+def test_the_certified_curve_counts_what_is_right_and_certified_that_far(as_claimed):
+    figure = figures.certified(dict(zip(("v0", "v1"), as_claimed)))
+    curve, _ = figure.axes[0].lines
+    assert curve.get_drawstyle() == "steps-post"
+    assert curve.get_xydata().tolist() == [[0, 50], [0.1, 25], [0.2, 0]]
 
 
 def test_the_card_shows_every_figure():
