@@ -3,7 +3,7 @@ VERSION ?= v1
 DATASET ?= uoft-cs/cifar10
 BIN := .venv/bin
 
-.PHONY: setup classify test lint release push compat evaluate studies
+.PHONY: setup classify test lint release push compat evaluate studies benchmarks space app
 
 setup: .venv/.complete
 
@@ -29,12 +29,32 @@ release: setup
 push: setup
 	$(BIN)/python -m nula.model_card.release $(VERSION) --push '$(HUB_ID)' $(if $(TAG),--tag '$(TAG)') $(if $(PRIVATE),--private) $(if $(DRY_RUN),--dry-run)
 
+# The files of a Hugging Face Space.
+SPACE = build/space
+space:
+	rm -rf '$(SPACE)'
+	mkdir -p '$(SPACE)/nula/perturbations'
+	cp space/app.py space/README.md space/requirements.txt '$(SPACE)'
+	cp -R examples '$(SPACE)'
+	cp perturbations/__init__.py perturbations/appearance.py perturbations/sampling.py '$(SPACE)/nula/perturbations'
+	touch '$(SPACE)/nula/__init__.py'
+
+app: setup space
+	$(BIN)/python -m nula.model_card.release v0
+	$(BIN)/python -m nula.model_card.release v1
+	$(BIN)/python '$(SPACE)/app.py' --v0 build/nula-cifar10-robust-v0 --v1 build/nula-cifar10-robust-v1
+
 # Environments of its own, some gigabytes, in build/compatibility.
 compat: setup
 	$(BIN)/python -m nula.model_card.compatibility
 
 evaluate: setup
 	$(BIN)/python -m nula.evaluation table --model releases/$(VERSION) --dataset '$(DATASET)' --output releases/$(VERSION)/results
+
+benchmarks: release
+	$(BIN)/python -m nula.benchmarks.pipeline --model build/nula-cifar10-robust-$(VERSION) --dataset '$(DATASET)'
+	$(BIN)/python -m nula.benchmarks.forms --model releases/$(VERSION) --dataset '$(DATASET)'
+	$(BIN)/python -m nula.benchmarks.tables
 
 STUDY = $(BIN)/python -m nula.evaluation $(1) --model releases/$(VERSION) --dataset '$(DATASET)' --output releases/$(VERSION)/results
 
