@@ -2,13 +2,13 @@
 
 import argparse
 import csv
+import io
 import json
 import os
 import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -20,13 +20,15 @@ Writer = Callable[[str, Any], None]  # of an image's name and its answer, as the
 
 def sources(paths: Iterable[str], lines: TextIO) -> Iterator[str]:
     """What is to be classified: files and URLs as they are, the images of folders, and for "-" the lines of `lines`."""
-    from nula.pipeline_nula import image_files
+    from nula.pipeline_nula import image_files, is_folder
 
     for path in paths:
         if path == "-":
-            yield from filter(None, (line.rstrip("\r\n") for line in lines))
-        elif Path(path).is_dir():
-            yield from map(os.fspath, image_files(path))
+            named = filter(None, (line.rstrip("\r\n") for line in lines))
+            yield from sources((line for line in named if line != "-"), lines)
+        elif is_folder(path):
+            # A folder without images is left to the pipeline, which says so.
+            yield from map(os.fspath, image_files(path) or [path])
         else:
             yield path
 
@@ -69,15 +71,13 @@ def classify(arguments: argparse.Namespace) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from nula.image_processing_nula import NulaImageProcessor
-    from nula.modeling_nula import NulaForImageClassification
     from nula.pipeline_nula import NulaImageClassificationPipeline
+    from nula.weights import load_model
 
     disable_progress_bar()  # of loading the weights
     try:
-        model, processor = (
-            kind.from_pretrained(arguments.model, revision=arguments.revision)
-            for kind in (NulaForImageClassification, NulaImageProcessor)
-        )
+        model = load_model(arguments.model, revision=arguments.revision)
+        processor = NulaImageProcessor.from_pretrained(arguments.model, revision=arguments.revision)
     except (OSError, ValueError) as error:
         print(f"error: {arguments.model} cannot be loaded: {error}", file=sys.stderr)
         return 2
@@ -88,7 +88,7 @@ def classify(arguments: argparse.Namespace) -> int:
     if "-" not in arguments.paths:
         images = list(images)
         total = len(images)
-    names, failed = deque(), 0
+    names, failed, count = deque(), 0, 0
 
     def noted() -> Iterator[str]:
         for image in images:
@@ -98,17 +98,15 @@ def classify(arguments: argparse.Namespace) -> int:
     answers = pipe(noted(), batch_size=arguments.batch_size, top_k=arguments.top_k, on_error="return")
     # Nothing is shown where standard error is no terminal, or where it is all over in a second.
     for answer in tqdm(answers, total=total, unit="image", desc="classifying", disable=None, delay=1):
-        name = names.popleft()
+        name, count = names.popleft(), count + 1
         if isinstance(answer, dict):
             failed += 1
-            # The item's number is of the whole call, which may be of a folder: the name says more.
-            answer = {"error": answer["error"].partition(": ")[2]}
             tqdm.write(f"error: {answer['error']}", file=sys.stderr)
             if arguments.format is as_text:
                 continue
         write(name, answer)
     if failed:
-        print(f"error: {failed} of the images could not be classified.", file=sys.stderr)
+        print(f"error: {failed} of {count} images could not be classified.", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -142,6 +140,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     arguments = build_parser().parse_args()
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be UTF-8
+            stream.reconfigure(errors="surrogateescape")
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:

@@ -141,7 +141,7 @@ class NulaImageProcessor(BaseImageProcessor):
             named = (
                 [(f"image {position}: ", image) for position, image in enumerate(images)] if several else [("", images)]
             )
-            arrays = [self._pixels_of(image, name, input_data_format) for name, image in named]
+            arrays = [self.pixels(image, name, input_data_format) for name, image in named]
             if len({array.shape for array in arrays}) > 1:
                 sizes = sorted({tuple(array.shape[2:]) for array in arrays})
                 raise ValueError(f"without do_resize all images must have one size, got {sizes}.")
@@ -150,11 +150,16 @@ class NulaImageProcessor(BaseImageProcessor):
             pixels = self._rescaled(torch.cat(arrays).to(device))
         if self.do_normalize:
             pixels = normalize(pixels, self.image_mean, self.image_std)
+        pixels = pixels.contiguous()  # in one order in memory, for the same answer to the bit whatever came in
         if return_tensors is None:
             return BatchFeature({"pixel_values": list(pixels.cpu().numpy())})
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
-    def _pixels_of(self, image: Any, name: str, input_data_format: str | None) -> torch.Tensor:
+    def pixels(self, image: Any, name: str = "", input_data_format: str | None = None) -> torch.Tensor:
+        """One image as (1, 3, height, width), resized but neither rescaled nor normalised: uint8, or float32 in [0, 1].
+
+        `name` is put before the message of an error.
+        """
         try:
             if isinstance(image, Image.Image):
                 image = to_rgb(image)

@@ -3,13 +3,13 @@
 import io
 import os
 import time
+import urllib.parse
 import urllib.request
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,10 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import ImageClassificationPipeline
 
 URL_SCHEMES = ("http://", "https://", "data:")
-TIMEOUT = 30.0  # seconds for a URL, from the request to the last byte
+URL_CHARACTERS = "!#$%&'()*+,/:;=?@[]~"  # that stay as they are in one; others, such as spaces, are quoted
+# Pixels and nothing else: PIL would start Ghostscript for EPS, and has others decoded by whoever registered for them.
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+TIMEOUT = 30.0  # seconds that a URL's server may be silent, and that its content may take in all
 MAX_BYTES = 100 * 2**20  # of what a URL gives
 BATCH_SIZE = 64  # images a forward pass, where that many are at hand
 THREADS = 8  # that read and decode files and URLs
@@ -40,8 +43,9 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
     - an array of images with a leading batch axis, or a folder, whose images are those of `image_files`, and gives a
       list of answers;
     - a list or tuple of any of these, and gives a list of what each of them gives;
-    - an iterator of any of these, or a torch data set (such as transformers' `KeyDataset`), and gives an iterator,
-      which reads and classifies no further than its answers are asked for, but for the rest of a batch.
+    - a torch data set (such as transformers' `KeyDataset`), a column of a data set, or an iterator, of any of these,
+      and gives an iterator, which holds two batches at most. Of an iterator it reads no further than its answers are
+      asked for, but for the rest of a batch where `batch_size` is given.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: an image that is not there, cannot be read, or is not an image; the
@@ -53,20 +57,21 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
     def check_model_type(self, supported_models: Any) -> None:
         """Accept the model: the stock check knows the classes of the library alone and would report an error."""
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:
         """
         Args:
             inputs: see the class.
-            batch_size: images a forward pass; unless given up to 64, and of an iterator 1.
+            batch_size: images a forward pass; unless given up to 64, and of an iterator those of one item.
             num_workers: threads that read and decode files and URLs; 8 unless given.
             top_k: how many labels to return, best first; 5 unless given.
             function_to_apply: "softmax" (unless given), "sigmoid" or "none".
-            timeout: seconds for a URL; 30 unless given.
+            timeout: seconds that a URL's server may be silent, and that its content may take in all; 30 unless given.
             max_bytes: of what a URL gives; 100 MiB unless given. (The limit of pixels is PIL.Image.MAX_IMAGE_PIXELS.)
             on_error: "raise" (unless given), or "return": {"error": message} stands in the place of an image that
                 cannot be classified, and the others are answered.
             noise_draws, noise_std: certify the answer of the smoothed classifier, see `certify`, by that many draws of
-                Gaussian noise, whose standard deviation is in pixel values of [0, 1] at the model's size.
+                Gaussian noise, whose standard deviation is in pixel values of [0, 1] at the model's size. Instead of
+                `top_k` and `function_to_apply`. Draws are torch's; torch.manual_seed repeats them.
             confidence: that a certificate holds; 0.999 unless given.
 
         Returns:
@@ -74,27 +79,31 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
             "radius": float beside them; `score` is then the lower bound of the label's probability under the noise,
             and the label is None where nothing can be certified.
         """
+        inputs = kwargs.pop("images", inputs)  # as the stock pipeline calls them too
         batch_size = kwargs.pop("batch_size", self._batch_size)
         num_workers = kwargs.pop("num_workers", self._num_workers)
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if value is not None and not (isinstance(value, int) and value >= least):
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        _require("batch_size", batch_size, *_whole(1))
+        _require("num_workers", num_workers, *_whole(0))
         of_pipeline = (self._preprocess_params, self._forward_params, self._postprocess_params)
         parameters = [default | given for default, given in zip(of_pipeline, self._sanitize_parameters(**kwargs))]
+        if ("noise_draws" in parameters[1]) != ("noise_std" in parameters[1]):
+            raise ValueError("noise_draws and noise_std must be given together.")
         threads = THREADS if num_workers is None else max(num_workers, 1)
+        at_hand = not isinstance(inputs, (Iterator, IterableDataset))  # so that it may be read ahead
 
-        def answers(items: Iterable[Any], default: int, alone: bool = False) -> Iterator[Any]:
+        def answers(items: Iterable[Any], alone: bool = False) -> Iterator[Any]:
             sizes: deque[int | None] = deque()
-            images = _flattened(items, sizes, alone)
-            return _regrouped(self._answers(images, batch_size or default, threads, *parameters), sizes)
+            one_by_one = not at_hand and batch_size is None
+            batches = _batches(_flattened(items, sizes, alone), batch_size or BATCH_SIZE, one_by_one)
+            return _regrouped(self._answers(batches, threads, at_hand, *parameters), sizes)
 
         if isinstance(inputs, (list, tuple)):
-            return list(answers(inputs, BATCH_SIZE))
+            return list(answers(inputs))
         if isinstance(inputs, (Iterator, IterableDataset)):
-            return answers(inputs, 1)
-        if isinstance(inputs, Dataset):
-            return answers((inputs[index] for index in range(len(inputs))), BATCH_SIZE)
-        return next(answers([inputs], BATCH_SIZE, alone=True))
+            return answers(inputs)
+        if isinstance(inputs, (Dataset, Sequence)) and not isinstance(inputs, (str, bytes, bytearray)):
+            return answers(_rows(inputs))
+        return next(answers([inputs], alone=True))
 
     def _sanitize_parameters(
         self,
@@ -107,19 +116,13 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
         noise_std: float | None = None,
         confidence: float | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        for name, value, allowed, holds in (
-            ("top_k", top_k, "an integer of at least 1", lambda value: isinstance(value, int) and value >= 1),
-            ("timeout", timeout, "a positive number of seconds", lambda value: value > 0),
-            ("max_bytes", max_bytes, "a positive number of bytes", lambda value: value > 0),
-            ("on_error", on_error, '"raise" or "return"', lambda value: value in ("raise", "return")),
-            ("noise_draws", noise_draws, "an integer of at least 1", lambda v: isinstance(v, int) and v >= 1),
-            ("noise_std", noise_std, "a positive number", lambda value: value > 0),
-            ("confidence", confidence, "between 0 and 1", lambda value: 0 < value < 1),
-        ):
-            if value is not None and not holds(value):
-                raise ValueError(f"{name} must be {allowed}, got {value!r}.")
-        if (noise_draws is None) != (noise_std is None):
-            raise ValueError("noise_draws and noise_std must be given together.")
+        _require("top_k", top_k, *_whole(1))
+        _require("timeout", timeout, *POSITIVE)
+        _require("max_bytes", max_bytes, *_whole(1))
+        _require("on_error", on_error, '"raise" or "return"', lambda value: value in ("raise", "return"))
+        _require("noise_draws", noise_draws, *_whole(1))
+        _require("noise_std", noise_std, *POSITIVE)
+        _require("confidence", confidence, "between 0 and 1", lambda value: _is_number(value) and 0 < value < 1)
         preprocess, _, postprocess = super()._sanitize_parameters(top_k, function_to_apply, timeout)
         forward = {"noise_draws": noise_draws, "noise_std": noise_std, "confidence": confidence}
         preprocess |= {"max_bytes": max_bytes, "on_error": on_error}
@@ -127,61 +130,93 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
 
     def _answers(
         self,
-        images: Iterator["_Item"],
-        batch_size: int,
+        batches: Iterator[list["_Item"]],
         threads: int,
+        ahead: bool,
         preprocess: dict[str, Any],
         forward: dict[str, Any],
         postprocess: dict[str, Any],
     ) -> Iterator[Any]:
-        with ThreadPoolExecutor(threads) as executor:
-            while items := list(islice(images, batch_size)):
-                pixel_values, errors = self.preprocess(items, executor, **preprocess)
+        """One answer for each image; where `ahead`, the files of the next batch are read while one is classified."""
+        executor = ThreadPoolExecutor(threads)
+        started = ((items, self._start(items, executor, **preprocess)) for items in batches)
+        try:
+            for items, loading in _one_ahead(started) if ahead else started:
+                pixel_values, errors = self.preprocess(items, loading, preprocess.get("on_error", "raise"))
                 answers = iter(())
                 if pixel_values is not None:
                     outputs = self.forward({"pixel_values": pixel_values}, **forward)
                     answers = iter(self.postprocess(outputs, **postprocess))
                 for place in range(len(items)):
                     yield {"error": str(errors[place])} if place in errors else next(answers)
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
 
-    def preprocess(
+    def _start(
         self,
         items: list["_Item"],
-        executor: Executor,
+        executor: ThreadPoolExecutor,
         timeout: float = TIMEOUT,
         max_bytes: int = MAX_BYTES,
         on_error: str = "raise",
-    ) -> tuple[torch.Tensor | None, dict[int, Exception]]:
-        """(B, 3, height, width) of the images that can be read, None if none can, and what is wrong with the others."""
+    ) -> dict[int, Future]:
+        """Place to the image, uint8 (3, height, width), of what is read by a thread: all that is not in memory."""
 
-        def prepared(images: Any) -> torch.Tensor:
-            device = self.device
-            return self.image_processor(images=images, return_tensors="pt", device=device).pixel_values.to(self.dtype)
+        def load(source: Any) -> torch.Tensor:
+            return self.image_processor.pixels(load_image(source, timeout, max_bytes))[0]
 
-        def load(item: _Item) -> torch.Tensor | Exception:
-            try:
-                if isinstance(item.image, (np.ndarray, torch.Tensor)) and item.image.ndim != 3:
-                    raise ValueError("an array of one image must have 3 axes.")
-                return prepared(load_image(item.image, timeout, max_bytes))
-            except Exception as error:  # on a broken file PIL raises OSError, SyntaxError, struct.error, ...
-                return _explained(error, item)
-
-        if all(isinstance(item.image, IN_MEMORY) for item in items):
-            try:
-                return prepared([item.image for item in items]), {}
-            except Exception as error:  # one by one, then, to tell which it is
-                del error
-        elsewhere = {
-            place: executor.submit(load, item)
+        return {
+            place: executor.submit(load, item.image)
             for place, item in enumerate(items)
             if not isinstance(item.image, IN_MEMORY)
         }
-        loaded = [elsewhere[place].result() if place in elsewhere else load(item) for place, item in enumerate(items)]
-        errors = {place: error for place, error in enumerate(loaded) if isinstance(error, Exception)}
-        if errors and on_error == "raise":
-            raise errors[min(errors)]
-        pixels = [image for image in loaded if isinstance(image, torch.Tensor)]
-        return torch.cat(pixels) if pixels else None, errors
+
+    def preprocess(
+        self, items: list["_Item"], loading: dict[int, Future], on_error: str
+    ) -> tuple[torch.Tensor | None, dict[int, Exception]]:
+        """float32 (B, 3, height, width) of the images that can be read, None if none can; errors of others by place."""
+        errors: dict[int, Exception] = {}
+
+        def refuse(place: int, error: Exception) -> None:
+            if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+                raise error
+            if on_error == "raise":
+                raise _explained(error, items[place], items[place].place) from error
+            errors[place] = _explained(error, items[place])
+
+        images: dict[int, Any] = {}
+        for place, item in enumerate(items):
+            try:
+                if isinstance(item.image, (np.ndarray, torch.Tensor)) and item.image.ndim != 3:
+                    raise ValueError("an array of one image must have 3 axes.")
+                images[place] = loading[place].result() if place in loading else item.image
+            except Exception as error:  # on a broken file PIL raises OSError, SyntaxError, struct.error, ...
+                refuse(place, error)
+        if not images:
+            return None, errors
+        try:
+            return self._prepared(list(images.values())), errors
+        except Exception as error:
+            of_batch = error
+        # One by one, to tell which it is.
+        prepared = []
+        for place, image in images.items():
+            try:
+                prepared.append(self._prepared([image]))
+            except Exception as error:
+                refuse(place, error)
+        if len(prepared) == len(images):
+            raise of_batch
+        return torch.cat(prepared) if prepared else None, errors
+
+    def _prepared(self, images: list[Any]) -> torch.Tensor:
+        """float32 (B, 3, height, width) on the model's device; arrays that are alike go through as one."""
+        first = images[0]
+        if all(isinstance(image, np.ndarray) and (image.shape, image.dtype) == _kind(first) for image in images):
+            images = np.stack(images)
+        elif all(isinstance(image, torch.Tensor) and (image.shape, image.dtype) == _kind(first) for image in images):
+            images = torch.stack([image.detach() for image in images])
+        return self.image_processor(images=images, return_tensors="pt", device=self.device).pixel_values
 
     def _forward(
         self,
@@ -190,16 +225,17 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
         noise_std: float | None = None,
         confidence: float = CONFIDENCE,
     ) -> Any:
-        if noise_draws is None:
-            return self.model(**model_inputs)
         pixel_values = model_inputs["pixel_values"]
+        if noise_draws is None:
+            return self.model(pixel_values=pixel_values.to(self.dtype))
+        processor = self.image_processor
         mean, std = (
-            torch.tensor(values, dtype=pixel_values.dtype, device=pixel_values.device).view(-1, 1, 1)
-            for values in (self.image_processor.image_mean, self.image_processor.image_std)
+            torch.tensor(values, device=pixel_values.device).view(-1, 1, 1)
+            for values in ((processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0], [1.0]))
         )
 
-        def classify(noisy: torch.Tensor) -> torch.Tensor:
-            return self.model(pixel_values=((noisy - mean) / std).clamp(-mean / std, (1 - mean) / std)).logits
+        def classify(noisy: torch.Tensor) -> torch.Tensor:  # of pixels around [0, 1], clamped as every perturbation is
+            return self.model(pixel_values=((noisy.clamp(0, 1) - mean) / std).to(self.dtype)).logits
 
         images = pixel_values * std + mean
         certificates = [certify(classify, image, noise_std, noise_draws, confidence) for image in images]
@@ -230,7 +266,9 @@ def certify(
     noise_std: float,
     noise_draws: int,
     confidence: float = CONFIDENCE,
+    *,
     batch_size: int = 256,
+    generator: torch.Generator | None = None,
 ) -> tuple[int | None, float, float]:
     """The smoothed classifier's answer to `image` (3, H, W), the lower bound of its probability, and its L2 radius.
 
@@ -242,8 +280,10 @@ def certify(
     Algorithm CERTIFY of J. Cohen, E. Rosenfeld and Z. Kolter, "Certified Adversarial Robustness via Randomized
     Smoothing" (ICML 2019).
 
+    Draws are `generator`'s, of the image's device, or torch's own.
+
     Raises:
-        ImportError: scipy is not installed.
+        ImportError: scipy is not installed; ValueError: logits that are not finite.
     """
     try:
         from scipy.stats import binomtest, norm
@@ -253,8 +293,10 @@ def certify(
     def count(draws: int) -> torch.Tensor:
         counts = 0
         for start in range(0, draws, batch_size):
-            copies = image.expand(min(batch_size, draws - start), *image.shape)
-            logits = classify(copies + noise_std * torch.randn_like(copies))
+            shape = (min(batch_size, draws - start), *image.shape)
+            logits = classify(image + noise_std * torch.randn(shape, generator=generator, device=image.device))
+            if not logits.isfinite().all():
+                raise ValueError("the model's logits are not finite under this noise; nothing can be certified.")
             counts = counts + torch.bincount(logits.argmax(dim=1), minlength=logits.shape[1])
         return counts
 
@@ -266,27 +308,33 @@ def certify(
 
 
 def image_files(folder: str | os.PathLike) -> list[Path]:
-    """The image files in and below `folder`, sorted, told by their suffixes; one warning tells of all other files."""
-    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    files = sorted(file for file in Path(folder).rglob("*") if file.is_file())
+    """The image files in and below `folder`, sorted, told by their suffixes; one warning tells of all other files.
+
+    Files whose names begin with a dot are passed over.
+    """
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+    files = sorted(file for file in Path(folder).rglob("*") if file.is_file() and not file.name.startswith("."))
     others = [file for file in files if file.suffix.lower() not in known]
     if others:
-        message = (
+        told = (
             f"{len(others)} of {len(files)} files have no image's suffix and are skipped, such as {others[0].name!r}."
         )
-        warnings.warn(f"{os.fspath(folder)!r}: {message}", stacklevel=2)
+        warnings.warn(f"{os.fspath(folder)!r}: {told}", stacklevel=2)
     return [file for file in files if file.suffix.lower() in known]
 
 
 def load_image(source: Any, timeout: float = TIMEOUT, max_bytes: int = MAX_BYTES) -> Any:
     """The decoded image of a path, URL or bytes; a PIL image or array as it is. Nothing else here opens anything."""
+    if isinstance(source, _Unreadable):
+        raise source.error
     if isinstance(source, IN_MEMORY):
         return source
     if isinstance(source, str) and source.lower().startswith(URL_SCHEMES):
         if source.lower().startswith("data:") and "," not in source:
             raise ValueError("a data URL has a comma before its data.")
         end = time.monotonic() + timeout
-        request = urllib.request.Request(source, headers={"User-Agent": "nula"})  # some hosts refuse Python's own
+        address = source if source.lower().startswith("data:") else urllib.parse.quote(source, safe=URL_CHARACTERS)
+        request = urllib.request.Request(address, headers={"User-Agent": "nula"})  # some hosts refuse Python's own
         with urllib.request.urlopen(request, timeout=timeout) as response:
             content = bytearray()
             while chunk := response.read1(2**16):
@@ -294,7 +342,7 @@ def load_image(source: Any, timeout: float = TIMEOUT, max_bytes: int = MAX_BYTES
                 if len(content) > max_bytes:
                     raise ValueError(f"there are more than {max_bytes:,} bytes; pass max_bytes to take more.")
                 if time.monotonic() > end:
-                    raise ValueError(f"timed out: it was not there after {timeout:g} s; pass timeout to wait longer.")
+                    raise ValueError(f"timed out: not complete after {timeout:g} s; pass timeout to wait longer.")
         source = bytes(content)
     if isinstance(source, (bytes, bytearray)):
         source = io.BytesIO(source)
@@ -303,11 +351,12 @@ def load_image(source: Any, timeout: float = TIMEOUT, max_bytes: int = MAX_BYTES
             "an image must be a path, a URL, bytes, a PIL image, a numpy array or a torch tensor; several come as a "
             "list, a tuple, an iterator, a torch data set (such as KeyDataset, of one column) or a folder."
         )
-    elif _is_folder(source):
+    elif is_folder(source):
         raise ValueError("this folder holds no image.")
     too_large = "it has more pixels than PIL.Image.MAX_IMAGE_PIXELS ({}); raise that to take it.".format
     try:
-        with Image.open(source) as image:
+        Image.init()
+        with Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise ValueError(too_large(limit))
@@ -317,28 +366,34 @@ def load_image(source: Any, timeout: float = TIMEOUT, max_bytes: int = MAX_BYTES
         raise ValueError(too_large(Image.MAX_IMAGE_PIXELS)) from None
     except Image.UnidentifiedImageError:
         raise ValueError(
-            "this is not an image that PIL can read (PNG, JPEG, WebP, GIF, BMP, TIFF and the like)."
+            "this is no image of a known kind (PNG, JPEG, WebP, GIF, BMP, TIFF and the like), or it is damaged."
         ) from None
 
 
 @dataclass(frozen=True)
 class _Item:
-    """An image, and its place among several, for messages."""
+    """An image, its place among several, for messages, and whether it is the last of those that came with it."""
 
     place: str
     image: Any
+    last: bool = True
 
 
-def _explained(error: Exception, item: _Item) -> Exception:
+@dataclass(frozen=True)
+class _Unreadable:
+    """What stands for a row that its data set could not give."""
+
+    error: Exception
+
+
+def _explained(error: Exception, item: _Item, place: str = "") -> Exception:
     """`error` as one of three kinds, with the item's place and name before its message."""
-    name = (f"{item.place}: " if item.place else "") + _describe(item.image)
-    if isinstance(error, FileNotFoundError):
+    name = (f"{place}: " if place else "") + _describe(item.image)
+    if isinstance(error, FileNotFoundError) and isinstance(item.image, (str, os.PathLike)):
         return FileNotFoundError(f"{name}: there is no such file; give the path or URL of an image.")
     kind = TypeError if isinstance(error, TypeError) else ValueError
-    # Of an OSError without the name, which may be very long.
-    explained = kind(f"{name}: {getattr(error, 'strerror', None) or error}")
-    explained.__cause__ = error
-    return explained
+    # Of an OSError without the file's name, which may be very long.
+    return kind(f"{name}: {(isinstance(error, OSError) and error.strerror) or error}")
 
 
 def _describe(image: Any) -> str:
@@ -350,6 +405,8 @@ def _describe(image: Any) -> str:
         return f"{type(image).__name__} of shape {tuple(image.shape)}"
     if isinstance(image, (bytes, bytearray)):
         return f"{len(image):,} bytes"
+    if isinstance(image, _Unreadable):
+        return "row of the data set"
     return f"{type(image).__name__} of size {image.size}" if isinstance(image, Image.Image) else type(image).__name__
 
 
@@ -359,18 +416,18 @@ def _flattened(items: Iterable[Any], sizes: deque, alone: bool) -> Iterator[_Ite
         place, group = [] if alone else [f"item {position}"], None
         if isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim == 4:
             group = item
-        elif _is_folder(item):
+        elif is_folder(item):
             group = image_files(item) or None
         sizes.append(None if group is None else len(group))
         if group is None:
             yield _Item(", ".join(place), item)
         else:
             for index, image in enumerate(group):
-                yield _Item(", ".join([*place, f"image {index}"]), image)
+                yield _Item(", ".join([*place, f"image {index}"]), image, last=index == len(group) - 1)
 
 
-def _is_folder(item: Any) -> bool:
-    # The empty path would be the working directory.
+def is_folder(item: Any) -> bool:
+    """Whether `item` is the path of a folder. The empty path is none, though it would be the working directory."""
     if not isinstance(item, (str, os.PathLike)) or item == "" or str(item).lower().startswith(URL_SCHEMES):
         return False
     try:
@@ -389,6 +446,57 @@ def _regrouped(results: Iterator[Any], sizes: deque) -> Iterator[Any]:
         yield result if size is None else [result, *(next(results) for _ in range(size - 1))]
     for _ in sizes:  # batches of no images at the end
         yield []
+
+
+def _rows(rows: Any) -> Iterator[Any]:
+    """The rows one by one, and _Unreadable for one that cannot be read."""
+    for index in range(len(rows)):
+        try:
+            yield rows[index]
+        except Exception as error:  # a data set decodes by PIL, which raises OSError, SyntaxError, struct.error, ...
+            yield _Unreadable(error)
+
+
+def _batches(images: Iterator[_Item], batch_size: int, one_by_one: bool) -> Iterator[list[_Item]]:
+    """Up to `batch_size` images at a time; where `one_by_one`, those of one item, which wait for no other."""
+    batch: list[_Item] = []
+    for image in images:
+        batch.append(image)
+        if len(batch) == batch_size or (one_by_one and image.last):
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _one_ahead(values: Iterator[Any]) -> Iterator[Any]:
+    """The same values, each given after the next has been made."""
+    held: deque[Any] = deque()
+    for value in values:
+        held.append(value)
+        if len(held) == 2:
+            yield held.popleft()
+    yield from held
+
+
+def _kind(array: Any) -> tuple:
+    return getattr(array, "shape", None), getattr(array, "dtype", None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating))
+
+
+POSITIVE = ("a positive number", lambda value: _is_number(value) and 0 < value < float("inf"))
+
+
+def _whole(least: int) -> tuple[str, Callable[[Any], bool]]:
+    return f"an integer of at least {least}", lambda value: isinstance(value, (int, np.integer)) and value >= least
+
+
+def _require(name: str, value: Any, allowed: str, holds: Callable[[Any], bool]) -> None:
+    if value is not None and not holds(value):
+        raise ValueError(f"{name} must be {allowed}, got {value!r}.")
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

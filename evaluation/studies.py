@@ -178,13 +178,13 @@ def certified(
     def classify(noisy: torch.Tensor) -> torch.Tensor:
         return classifier(noisy.clamp(0, 1))
 
-    torch.manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     certificates, pixels = {}, _pixels(data.images, device)
     with tqdm(total=len(CERTIFIED_SIGMAS) * len(pixels), desc="certifying", unit="image") as progress:
         for sigma in CERTIFIED_SIGMAS:
             found = []
             for image in pixels:
-                found.append(certify(classify, image, sigma, draws, confidence))
+                found.append(certify(classify, image, sigma, draws, confidence, generator=generator))
                 progress.update()
             certificates[str(sigma)] = dict(zip(("labels", "bounds", "radii"), map(list, zip(*found))))
     return {"draws": draws, "confidence": confidence, "truth": data.labels.tolist(), "certificates": certificates}

@@ -3,11 +3,14 @@
 import csv
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 from conftest import CAT, ROOT
+from safetensors.torch import load_file, save_file
 
 from nula.cli import main
 
@@ -68,14 +71,48 @@ def test_what_cannot_be_classified_is_told_and_the_rest_goes_on(nula, tmp_path):
     assert code == 1
     assert output.splitlines()[0] == str(CAT)
     assert f"error: '{tmp_path}/none.png': there is no such file" in errors
-    assert f"error: '{tmp_path}/notes.png': this is not an image that PIL can read" in errors
-    assert "error: 2 of the images could not be classified." in errors
+    assert f"error: '{tmp_path}/notes.png': this is no image of a known kind" in errors
+    assert "error: 2 of 3 images could not be classified." in errors
     code, output, _ = nula(*arguments, "--json")
     assert code == 1
     assert ["error" in json.loads(line) for line in output.splitlines()] == [True, False, True]
     code, output, _ = nula(*arguments, "--csv", "--top-k", 1)
     assert code == 1
     assert [bool(row["error"]) for row in csv.DictReader(io.StringIO(output))] == [True, False, True]
+
+
+def test_a_folder_without_images_is_an_error(nula, tmp_path):
+    code, output, errors = nula("classify", "-", "--model", MODEL, stdin=f"{tmp_path}\n-\n")
+    assert (code, output) == (1, "")
+    assert f"error: '{tmp_path}': this folder holds no image." in errors
+
+
+def test_weights_of_another_model_are_refused(nula, tmp_path):
+    shutil.copytree(MODEL, tmp_path / "other", ignore=shutil.ignore_patterns("results"))
+    weights = load_file(tmp_path / "other" / "model.safetensors")
+    save_file({f"x.{name}": tensor for name, tensor in weights.items()}, tmp_path / "other" / "model.safetensors")
+    code, output, errors = nula("classify", CAT, "--model", tmp_path / "other")
+    assert (code, output) == (2, "")
+    assert f"error: {tmp_path}/other cannot be loaded: the weights of" in errors
+
+
+def test_a_name_that_is_not_utf_8(tmp_path):
+    name = os.fsencode(tmp_path) + b"/\xff.png"
+    with open(name, "wb") as file:
+        file.write(CAT.read_bytes())
+    command = [sys.executable, "-m", "nula.cli", "classify", "-", "--model", MODEL, "--json"]
+    done = subprocess.run(command, input=name + b"\n", capture_output=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert b"\xff.png" in done.stdout
+    assert b'"label": "cat"' in done.stdout
+
+
+def test_ctrl_c_ends_with_130(nula, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nula.weights.load_model", interrupted)
+    assert nula("classify", CAT, "--model", MODEL)[0] == 130
 
 
 def test_a_model_that_is_not_there(nula, tmp_path):

@@ -65,7 +65,7 @@ def corpus(folder: Path) -> dict[str, Any]:
         "half a JPEG": ("half.jpg", jpeg[: len(jpeg) // 2]),
         "PNG with a wrong check sum": ("check.png", bytes(broken_check)),
         "header of a PNG": ("header.png", png[:33]),
-        "DDS of a kind that PIL cannot decode": ("odd.dds", b"DDS |" + bytes(3) + bytes(120)),
+        "EPS": ("drawing.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
     }
     for name, content in files.values():
         (folder / name).write_bytes(content)
@@ -80,6 +80,7 @@ def corpus(folder: Path) -> dict[str, Any]:
         "str with a NUL": "a\0b.png",
         "str of 10,000 letters": "a" * 10_000,
         "base64 without data:": encoded,
+        "URL with a space nobody answers": "http://127.0.0.1:1/my cat.png",
         "data URL": f"data:image/png;base64,{encoded}",
         "data URL that is no base64": "data:image/png;base64,%%%",
         "data URL of text": "data:text/plain,hello",
