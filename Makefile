@@ -3,7 +3,7 @@ VERSION ?= v1
 DATASET ?= uoft-cs/cifar10
 BIN := .venv/bin
 
-.PHONY: setup classify test lint release push compat evaluate studies benchmarks space app
+.PHONY: setup classify test lint release push compat figures evaluate studies benchmarks space app
 
 setup: .venv/.complete
 
@@ -27,7 +27,7 @@ release: setup
 	$(BIN)/python -m nula.model_card.release $(VERSION)
 
 push: setup
-	$(BIN)/python -m nula.model_card.release $(VERSION) --push '$(HUB_ID)' $(if $(TAG),--tag '$(TAG)') $(if $(PRIVATE),--private) $(if $(DRY_RUN),--dry-run)
+	$(BIN)/python -m nula.model_card.release $(VERSION) --push '$(HUB_ID)' $(if $(TAG),--tag '$(TAG)') $(if $(BASE),--base '$(BASE)') $(if $(PRIVATE),--private) $(if $(DRY_RUN),--dry-run)
 
 # The files of a Hugging Face Space.
 SPACE = build/space
@@ -47,6 +47,10 @@ app: setup space
 # Environments of its own, some gigabytes, in build/compatibility.
 compat: setup
 	$(BIN)/python -m nula.model_card.compatibility
+
+figures: setup
+	$(BIN)/python -m nula.model_card.figures --dataset '$(DATASET)'
+	$(BIN)/python -m nula.model_card.card
 
 evaluate: setup
 	$(BIN)/python -m nula.evaluation table --model releases/$(VERSION) --dataset '$(DATASET)' --output releases/$(VERSION)/results

@@ -11,6 +11,11 @@ from tqdm import tqdm
 from nula.configuration_nula import CIFAR10_LABELS
 
 SIDE = 32  # pixels
+CIFAR10 = "uoft-cs/cifar10"  # on the Hub
+CIFAR10_FINGERPRINTS = {  # of its splits, whatever folder or mirror they are read from
+    "train": "67e12c2a5906880a4fe5595fe6d768185ad7ca587f35d3a7ece3c3b8b85035d2",
+    "test": "e54a434ec35094516eacbaac0f2f9550358d985e9d1f71b47d41d333c15ba304",
+}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ README.md.
 
 import argparse
 import json
+import re
+from importlib.metadata import version as package_version
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from scipy.special import softmax
 
 from nula.configuration_nula import CIFAR10_LABELS
+from nula.dataset import CIFAR10, CIFAR10_FINGERPRINTS
 from nula.evaluation.accuracy import Table
 from nula.evaluation.findings import Finding, findings
 from nula.model_card.limits import limits
@@ -108,25 +111,44 @@ def training_times(releases: Path) -> str:
     return f"Trained: {'; '.join(times)}."
 
 
-def metadata(version: str, releases: Path, base: str) -> ModelCardData:
+def release_tag() -> str:
+    """The tag that a release of this version of the package is pushed under."""
+    return f"v{package_version('nula')}"
+
+
+def again(training: dict, base: str) -> str:
+    """The command that does a run again, with the Hub's names for what was read from folders."""
+    command = training_command(training)
+    if is_cifar10(training["dataset"]):
+        command = re.sub(r" --dataset \S+", "", command)  # it is the default
+    return re.sub(r"(--v0) \S+", rf"\1 {base}", command) if base else command
+
+
+def is_cifar10(dataset: dict) -> bool:
+    """Whether a record's data set is CIFAR-10's training split, whatever it was read from."""
+    return dataset["sha256"] == CIFAR10_FINGERPRINTS["train"]
+
+
+def metadata(version: str, releases: Path, name: str, base: str) -> ModelCardData:
     """The head of the card, by which the Hub files, finds and runs the model."""
     accuracies = stored_tables(releases)[version].accuracies()
     fine_tuned = version == "v1" and base != ""
+    trained_on = json.loads((releases / version / "training.json").read_text())["dataset"]
     return ModelCardData(
         license="mit",
         library_name="transformers",
         pipeline_tag="image-classification",
-        datasets=["uoft-cs/cifar10"],
+        datasets=[CIFAR10 if is_cifar10(trained_on) else trained_on["name"]],
         metrics=["accuracy"],
         tags=["robustness", "anti-aliasing", "cifar-10"],
         base_model=base if fine_tuned else None,
         base_model_relation="finetune" if fine_tuned else None,
         widget=widget(version, releases),
-        model_name=repository_name(version),
+        model_name=name,
         eval_results=[
             EvalResult(
                 task_type="image-classification",
-                dataset_type="uoft-cs/cifar10",
+                dataset_type=CIFAR10,
                 dataset_name="CIFAR-10",
                 dataset_split="test",
                 metric_type="accuracy",
@@ -144,21 +166,26 @@ def render_card(
     """README.md of the Hub repository `hub_id` of `version`, by default the project's own.
 
     `base` is the Hub id of the weights that v1 was fine-tuned from, by default the project's own v0; "" where they
-    are on no Hub. `revision` is the tag that its example pins, if there is one.
+    are on no Hub. `revision` is the tag that its example pins, if there is one. How the settings of a run came about is
+    told in `releases`/vN/notes.md, if that is there.
     """
     training = json.loads((releases / version / "training.json").read_text())
+    notes = releases / version / "notes.md"
+    hub_id = hub_id or f"MamaPearl/{repository_name(version)}"
+    name, base = hub_id.rpartition("/")[2], f"MamaPearl/{repository_name('v0')}" if base is None else base
     card = ModelCard.from_template(
-        metadata(version, releases, f"MamaPearl/{repository_name('v0')}" if base is None else base),
+        metadata(version, releases, name, base),
         template_str=files("nula.model_card").joinpath("template.md").read_text(encoding="utf-8"),
-        name=repository_name(version),
-        hub_id=hub_id or f"MamaPearl/{repository_name(version)}",
+        name=name,
+        hub_id=hub_id,
         revision=revision or "main",
         version=version,
         test_images=len(stored_tables(releases)[version].labels),
         training=training,
         hardware=hardware(training),
         speed=training_speed(training),
-        command=training_command(training),
+        command=again(training, base),
+        notes=notes.read_text(encoding="utf-8").strip() if notes.is_file() else "",
         results=results_table(releases),
         seeds=seeds_table(version, releases),
         corruptions=corruptions_table(releases),
@@ -206,7 +233,9 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
     arguments = parser.parse_args()
     for version in VERSIONS:
-        (arguments.releases / f"{version}.md").write_text(render_card(version, arguments.releases), encoding="utf-8")
+        (arguments.releases / f"{version}.md").write_text(
+            render_card(version, arguments.releases, revision=release_tag()), encoding="utf-8"
+        )
     arguments.readme.write_text(
         with_tables(arguments.readme.read_text(encoding="utf-8"), arguments.releases), encoding="utf-8"
     )

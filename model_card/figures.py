@@ -19,6 +19,7 @@ from nula.dataset import Split, load_split
 from nula.evaluation.accuracy import Table
 from nula.evaluation.monte_carlo import correct_draws, gap
 from nula.evaluation.statistics import confusion_matrix, flips, mean_interval, wilson_interval
+from nula.model_card.push import WEIGHTS, drawn_from
 from nula.perturbations.suite import ROWS
 
 WIDTH = 8.0  # inches; a model card shows about 800 pixels
@@ -241,6 +242,7 @@ def main() -> None:
     data = load_split(arguments.dataset, "test")
     folder = arguments.releases / "figures"
     folder.mkdir(exist_ok=True)
+    weights = drawn_from(arguments.releases)
     figures = {"perturbations": perturbations(data), "flipped": flipped(results, data)}
     for name, draw in FROM_RESULTS.items():
         try:
@@ -248,7 +250,7 @@ def main() -> None:
         except FileNotFoundError as error:
             print(f"no {name}: {error.filename} was not measured")
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
+        figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None, WEIGHTS: weights})
         print(folder / f"{name}.png")
 
 

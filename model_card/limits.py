@@ -49,7 +49,8 @@ def of_confidence(rows: dict[str, dict[str, float]]) -> str:
     errors = {row: 100 * scores["expected_calibration_error"] for row, scores in rows.items()}
     worst = max(errors, key=errors.__getitem__)
     return (
-        f"The scores are no probabilities: confidence and accuracy are {errors[CLEAN]:.1f} points apart under {CLEAN} "
+        "The scores are not calibrated probabilities: confidence and accuracy are "
+        f"{errors[CLEAN]:.1f} points apart under {CLEAN} "
         f"and {errors[worst]:.1f} under {worst} (expected calibration error)."
     )
 

@@ -16,12 +16,14 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.hf_api import CommitInfo, RepoFile
 from huggingface_hub.utils import validate_repo_id
+from PIL import Image
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from nula.model_card.tables import VERSIONS
 from nula.weights import weights_sha256
 
 ATTEMPTS = 5
+WEIGHTS = "Weights"  # key of what a PNG says of the weights behind it
 LONGEST_WAIT = 300.0  # seconds between two attempts; the Hub counts requests over five minutes
 TOLERANCE = 1e-3  # of logits, on another machine than the one that measured them
 
@@ -53,6 +55,11 @@ class PushRefused(Exception):
     """Why nothing was pushed, and what to do about it."""
 
 
+def drawn_from(releases: Path) -> str:
+    """What a picture of `releases` is to say of the weights behind it: their hashes."""
+    return " ".join(weights_sha256(releases / version) for version in VERSIONS)
+
+
 def check_results(releases: Path) -> None:
     """PushRefused unless everything that a card of `releases` shows was measured on the weights that lie there."""
     for version in VERSIONS:
@@ -71,13 +78,17 @@ def check_results(releases: Path) -> None:
             record = record if file.name == "provenance.json" else record.get("provenance", {})
             start = record.get("start_weights_sha256")
             known = start is None or start == weights_sha256(releases / "v0")
-            if record.get("weights_sha256", expected) != expected or not known:
+            if record.get("weights_sha256") != expected or not known:
                 of_table = file in (results / "provenance.json", results / "calibration.json")
                 again = "evaluate" if of_table else "studies"
                 raise PushRefused(
                     f"{file} was measured on other weights than those in {release}; run `make {again} "
                     f"VERSION={version}`."
                 )
+    for picture in sorted((releases / "figures").glob("*.png")):
+        with Image.open(picture) as image:
+            if image.info.get(WEIGHTS) != drawn_from(releases):
+                raise PushRefused(f"{picture} was drawn for other weights; run `make figures`.")
 
 
 def check_payload(payload: Path, golden: Path, python: str = sys.executable) -> float:

@@ -1,6 +1,6 @@
 """Assemble the exact files of a Hub repository from a release, and push them.
 
-python -m nula.model_card.release v1 [--push owner/name [--tag v1.0.0] [--private] [--dry-run]]
+python -m nula.model_card.release v1 [--push owner/name [--tag v1.0.0] [--base owner/v0] [--private] [--dry-run]]
 """
 
 import argparse
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from nula.image_processing_nula import NulaImageProcessor
-from nula.model_card.card import pictures, render_card, repository_name, widget_images
+from nula.model_card.card import pictures, release_tag, render_card, repository_name, widget_images
 from nula.model_card.push import PushRefused, changes, check_hub, check_payload, check_results, push
 from nula.model_card.tables import VERSIONS
 from nula.weights import load_model
@@ -59,26 +59,28 @@ def main() -> None:
     parser.add_argument("--releases", type=Path, default=Path("releases"))
     parser.add_argument("--build", type=Path, default=Path("build"))
     parser.add_argument("--push", metavar="HUB_ID", help="owner/name of the repository to push to")
-    parser.add_argument("--tag", help="of the commit, such as v1.0.0")
+    parser.add_argument("--tag", help="of the commit, such as v1.0.0; the package's version unless given")
+    parser.add_argument("--base", help="Hub id of v0, where it is not this project's; for v1's card")
     parser.add_argument("--private", action="store_true", help="where the repository is made by this push")
     parser.add_argument("--dry-run", action="store_true", help="check, and say what the push would change")
     arguments = parser.parse_args()
-    if arguments.push is None and (arguments.tag or arguments.private or arguments.dry_run):
-        parser.error("--tag, --private and --dry-run are of a --push")
+    if arguments.push is None and (arguments.private or arguments.dry_run):
+        parser.error("--private and --dry-run are of a --push")
+    tag = arguments.tag or release_tag()
     try:
         check_results(arguments.releases)
         version, releases = arguments.version, arguments.releases
-        payload = assemble(version, releases, arguments.build, arguments.push, revision=arguments.tag)
+        payload = assemble(version, releases, arguments.build, arguments.push, arguments.base, tag)
         golden = releases / version / "results" / "golden.npz"
         if arguments.push is None:
             for file in sorted(file for file in payload.rglob("*") if file.is_file()):
                 print(f"{file.stat().st_size:>10,}  {file}")
         elif arguments.dry_run:
             check_payload(payload, golden)
-            check_hub(arguments.push, arguments.tag)
+            check_hub(arguments.push, tag)
             print("\n".join(changes(payload, arguments.push)))
         else:
-            print(push(payload, golden, arguments.push, private=arguments.private, tag=arguments.tag))
+            print(push(payload, golden, arguments.push, private=arguments.private, tag=tag))
     except (PushRefused, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -49,8 +49,8 @@ def build_app(models: dict[str, str]) -> gr.Blocks:
     def classify(image: Any, scale: float, halvings: int, epsilon: float, sigma: float) -> list:
         if image is None:
             return [None] * (1 + len(pipes))
-        pixels = processor(image, return_tensors="pt").pixel_values * 0.5 + 0.5
-        pixels = perturb(pixels.clamp(0, 1), scale, int(halvings), epsilon, sigma)
+        pixels = processor.pixels(image).float() / 255  # of the model's size, not yet normalised
+        pixels = perturb(pixels, scale, int(halvings), epsilon, sigma)
         answers = [{entry["label"]: entry["score"] for entry in pipe(pixels[0], top_k=10)} for pipe in pipes.values()]
         side = pixels.shape[-1]
         seen = (255 * pixels[0].permute(1, 2, 0)).round().to(torch.uint8).numpy()
@@ -60,7 +60,7 @@ def build_app(models: dict[str, str]) -> gr.Blocks:
         gr.Markdown(INTRODUCTION)
         with gr.Row():
             with gr.Column():
-                image = gr.Image(type="pil", label="Image", height=SHOWN)
+                image = gr.Image(type="pil", image_mode=None, label="Image", height=SHOWN)
                 gr.Examples([[str(file)] for file in sorted(EXAMPLES.glob("*.[jp][pn]g"))], inputs=image)
                 sliders = [
                     gr.Slider(0.2, 1.0, 1.0, step=0.05, label="Resize (scale, bilinear down and up)"),

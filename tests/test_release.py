@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from nula.evaluation.accuracy import Table, evaluate, table_rows
 from nula.evaluation.classifiers import load_classifier
 from nula.image_processing_nula import NulaImageProcessor, normalize
-from nula.model_card.card import pictures, render_card, widget_images, with_tables
+from nula.model_card.card import pictures, release_tag, render_card, widget_images, with_tables
 from nula.model_card.release import assemble
 from nula.model_card.tables import VERSIONS, compatibility_table, definitions_table, published, results_table
 from nula.modeling_nula import NulaForImageClassification
@@ -85,7 +85,9 @@ PRIVATE = {
 }
 
 
-def test_the_payload_holds_nothing_private(payload):
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_payload_holds_nothing_private(version, tmp_path):
+    payload = assemble(version, RELEASES, tmp_path)
     weights = NulaForImageClassification.from_pretrained(payload).state_dict()
     for file in payload.rglob("*"):
         if file.is_file():
@@ -208,6 +210,7 @@ def altered(tmp_path: Path) -> Path:
     for version in ("v0", "v1"):
         shutil.copytree(RELEASES / version, tmp_path / version, ignore=shutil.ignore_patterns("*.safetensors"))
     shutil.copy(RELEASES / "compatibility.json", tmp_path)
+    (tmp_path / "v1" / "notes.md").write_text("Chosen by a dream.\n")
     table = Table.load(RELEASES / "v1" / "results")
     table.predictions[0] = table.labels
     table.save(tmp_path / "v1" / "results")
@@ -222,6 +225,11 @@ def test_card_and_readme_follow_the_result_files(altered):
     card = render_card("v1", altered)
     assert "**100.00**" in card
     assert "Seed 4711" in card
+    assert "Chosen by a dream. The weights are those" in " ".join(card.split())
+    assert render_card("v1", altered, "owner/other").count("# other\n") == 1
+    assert "--v0 MamaPearl/nula-cifar10-robust-v0 --output_dir v1\n" in card
+    assert "--v0 owner/mine --output_dir v1\n" in render_card("v1", altered, base="owner/mine")
+    assert ModelCard(card).data.datasets == ["uoft-cs/cifar10"]
     assert "accelerate launch --cpu --num_processes 7 --mixed_precision" in card
     assert "(1234 images/s, 99 % of what a matrix product reached there)" in " ".join(card.split())
     data = ModelCard(card).data
@@ -308,7 +316,7 @@ def test_the_committed_readme_is_what_the_result_files_give():
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_committed_card_is_what_the_result_files_give(version):
-    assert (RELEASES / f"{version}.md").read_text() == render_card(version, RELEASES)
+    assert (RELEASES / f"{version}.md").read_text() == render_card(version, RELEASES, revision=release_tag())
 
 
 def test_the_processor_feeds_the_model_as_training_does(payload, pixels, test_split):

@@ -1,6 +1,7 @@
 """The app of the Space, driven in headless Chromium."""
 
 import os
+import runpy
 import shutil
 import socket
 import subprocess
@@ -9,14 +10,14 @@ import time
 import urllib.request
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 from conftest import CAT, ROOT
-from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 from nula.image_processing_nula import NulaImageProcessor
 from nula.model_card.release import assemble
+from nula.perturbations.sampling import checkerboard, decimate, resize
 from nula.pipeline_nula import NulaImageClassificationPipeline
 from nula.weights import load_model
 
@@ -28,6 +29,8 @@ PATIENCE = 120_000  # milliseconds
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Where the Space, assembled as `make space` does it, runs with the released models."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine; Debian's package is called chromium")
     folder = tmp_path_factory.mktemp("space")
     subprocess.run(["make", "--silent", "space", f"SPACE={folder}/space"], cwd=ROOT, check=True)
     models = {version: str(assemble(version, ROOT / "releases", folder)) for version in ("v0", "v1")}
@@ -53,8 +56,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def page(address: str) -> Page:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine; Debian's package is called chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         shown = browser.new_page(viewport={"width": 1200, "height": 900})
@@ -75,11 +76,24 @@ def test_an_example_is_perturbed_and_classified_by_both(page: Page, tmp_path: Pa
         expect(shown).to_contain_text(best["label"], timeout=PATIENCE)
         expect(shown).to_contain_text(f"{100 * best['score']:.0f}%")
     seen = page.locator("#seen img")
-    before = {version: shown.inner_text() for version, shown in answers.items()}, seen.get_attribute("src")
-    page.get_by_label("number input for Gaussian noise").fill("0.2")
-    page.get_by_label("number input for Gaussian noise").press("Enter")
-    for version, shown in answers.items():
-        expect(shown).not_to_have_text(before[0][version], timeout=PATIENCE)
-    expect(seen).not_to_have_attribute("src", before[1])
+    for slider, value in (("Resize", "0.25"), ("Decimation", "2"), ("Checkerboard", "0.2"), ("Gaussian noise", "0.1")):
+        before = [shown.inner_text() for shown in answers.values()], seen.get_attribute("src")
+        box = page.get_by_label(f"number input for {slider}")
+        box.fill(value)
+        box.press("Enter")
+        for shown, text in zip(answers.values(), before[0]):
+            expect(shown).not_to_have_text(text, timeout=PATIENCE)
+        expect(seen).not_to_have_attribute("src", before[1])
     page.screenshot(path=tmp_path / "app.png")
-    assert np.asarray(Image.open(tmp_path / "app.png")).std() > 10
+
+
+def test_the_sliders_are_the_operators(pixels):
+    perturb = runpy.run_path(str(ROOT / "space" / "app.py"))["perturb"]
+    assert perturb(pixels, 1.0, 0, 0.0, 0.0) is pixels
+    assert torch.equal(perturb(pixels, 0.25, 0, 0.0, 0.0), resize(pixels, 0.25, "bilinear"))
+    assert torch.equal(perturb(pixels, 1.0, 1, 0.0, 0.0), decimate(pixels, 2))
+    assert torch.equal(perturb(pixels, 1.0, 2, 0.0, 0.0), decimate(pixels, 4))
+    assert torch.equal(perturb(pixels, 1.0, 0, 0.05, 0.0), checkerboard(pixels, 0.05))
+    assert (perturb(pixels, 1.0, 0, 0.0, 0.1) - pixels).std().item() == pytest.approx(0.1, rel=0.15)
+    together = checkerboard(decimate(resize(pixels, 0.5, "bilinear"), 2), 0.05)
+    assert torch.equal(perturb(pixels, 0.5, 1, 0.05, 0.0), together)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from nula.dataset import load_split
 from nula.model_card.push import PushRefused, check_hub, push
 from nula.model_card.release import assemble
 from nula.perturbations.suite import DEFINITIONS_VERSION
-from nula.provenance import public_argument
 from nula.weights import weights_sha256
 
 # The variables by which a launcher tells a process of the others.
@@ -60,11 +60,12 @@ def publish(
 
 def has_table(model: str, dataset: str, results: Path) -> bool:
     """Whether `results` holds a whole table of these weights on this data set."""
-    if not all((results / name).is_file() for name in ("provenance.json", "golden.npz", "calibration.json")):
+    needed = ("predictions.npz", "provenance.json", "golden.npz", "calibration.json")
+    if not all((results / name).is_file() for name in needed):
         return False
     record = json.loads((results / "provenance.json").read_text())
     same = record["weights_sha256"] == weights_sha256(model) and record["definitions_version"] == DEFINITIONS_VERSION
-    return same and record["dataset"]["name"] == public_argument(dataset)
+    return same and record["dataset"]["sha256"] == load_split(dataset, "test").fingerprint
 
 
 def measure(model: str, dataset: str, output: Path, device: torch.device) -> None:
