@@ -278,5 +278,7 @@ def _wait(state: RetryCallState) -> float:
         r"(\d+)", headers.get("Retry-After", "")
     )
     seconds = min(float(asked.group(1)), LONGEST_WAIT) if asked else wait_exponential(max=8)(state)
-    print(f"the Hub failed in passing ({state.outcome.exception()}); trying again in {seconds:.0f} s", file=sys.stderr)
+    print(
+        f"temporary failure of the Hub ({state.outcome.exception()}); trying again in {seconds:.0f} s", file=sys.stderr
+    )
     return seconds

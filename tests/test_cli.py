@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 from conftest import CAT, ROOT
@@ -25,6 +26,7 @@ def nula(monkeypatch, capsys):
     def run(*arguments: object, stdin: str = "") -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["nula", *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # main changes it
         code = main()
         return code, *capsys.readouterr()
 
