@@ -6,7 +6,7 @@ CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog"
 
 
 class NulaConfig(PretrainedConfig):
-    """The whole architecture in five fields; the defaults give 5.04 M parameters and 130 M multiply-adds at 32x32.
+    """The whole architecture in five fields; the defaults give 5.06 M parameters and 145 M multiply-adds at 32x32.
 
     The network is a stem convolution at the input resolution and then one stage for each entry of `hidden_sizes`.
     A stage widens the features by a convolution at its incoming resolution, halves the resolution behind a binomial
@@ -29,7 +29,7 @@ class NulaConfig(PretrainedConfig):
     def __init__(
         self,
         num_channels: int = 3,
-        stem_channels: int = 24,
+        stem_channels: int = 48,
         stem_dropout: float = 0.2,
         hidden_sizes: tuple[int, ...] = (64, 160, 288, 496),
         depths: tuple[int, ...] = (1, 1, 1, 1),
