@@ -187,7 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("table", table, "accuracy under the twenty perturbations")
     command.add_argument("--seed", type=int, default=0, help="of the Gaussian noise")
     command = add("noise", noise, "accuracy over many realisations of Gaussian noise, and over its strength")
-    command.add_argument("--draws", type=int, default=30, help="realisations at σ = 0.05")
+    command.add_argument("--draws", type=int, default=20, help="realisations at σ = 0.05")
     command = add("corruptions", corruptions, "accuracy under common corruptions at five severities")
     command.add_argument("--cifar10c", type=Path, help="folder of CIFAR-10-C's own arrays, in place of look-alikes")
     command = add("sensitivity", study, "norm of the Jacobian of the logits with respect to the pixels")

@@ -1,6 +1,7 @@
 """What the result files say about the claims of the published model cards: a figure, its interval, a verdict."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from nula.evaluation.studies import CLEAN, NOISE
 HOLDS, FAILS, UNCLEAR, UNMEASURED = "holds", "does not hold", "too noisy to say", "not measured"
 FLAT = 0.1  # of noise's change of loss: what a structured operator's may be at most to be called flat
 UNMOVED = 1.0  # points of clean accuracy
+HYPHEN = re.compile(r"(?<!\w)-(?=\d)")  # of a negative number; the tables beside have a minus sign
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ def findings(v0: Path, v1: Path) -> list[Finding]:
             evidence, verdict = measure(v0, v1)
         except FileNotFoundError:
             evidence, verdict = "", UNMEASURED
-        found.append(Finding(claim=claim, evidence=evidence, verdict=verdict))
+        found.append(Finding(claim=claim, evidence=HYPHEN.sub("−", evidence), verdict=verdict))
     return found
 
 

@@ -14,7 +14,7 @@ SIGMA = 0.05  # of the published study, in pixel values of [0, 1]
 SWEEP = (0.02, 0.035, 0.05, 0.075, 0.1, 0.15)
 
 
-def noise_rows(sigma: float = SIGMA, draws: int = 30, sweep: Sequence[float] = SWEEP) -> list[Measurement]:
+def noise_rows(sigma: float = SIGMA, draws: int = 20, sweep: Sequence[float] = SWEEP) -> list[Measurement]:
     """`draws` realisations at `sigma`, seeds 0, 1, …, then the first of them at each strength of `sweep`."""
 
     def row(strength: float, seed: int) -> Measurement:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+STEPS = 20  # of the ascent
 BISECTIONS = 40  # halves an interval of at most 2 pixel values to below float32's precision
 
 
@@ -61,7 +62,7 @@ def attack(
     epsilon: float,
     projection: str,
     *,
-    steps: int = 20,
+    steps: int = STEPS,
 ) -> torch.Tensor:
     """x + δ for pixels x (B, 3, H, W) in [0, 1], with the loss of `labels` (B,) raised by `steps` of signed gradients.
 

@@ -6,6 +6,8 @@ import numpy as np
 from scipy.special import log_softmax
 from scipy.stats import binomtest, t
 
+BINS = 15  # of the top probability
+
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion, in [0, 1] (E. B. Wilson, JASA 1927)."""
@@ -62,7 +64,7 @@ class Calibration:
     brier_score: float
 
 
-def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> Calibration:
+def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = BINS) -> Calibration:
     """Of logits (N, classes) against labels (N,).
 
     The expected calibration error is that of C. Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017):

@@ -19,6 +19,8 @@ from nula.configuration_nula import CIFAR10_LABELS
 from nula.dataset import CIFAR10, CIFAR10_FINGERPRINTS
 from nula.evaluation.accuracy import Table
 from nula.evaluation.findings import Finding, findings
+from nula.evaluation.null_space import STEPS
+from nula.evaluation.statistics import BINS
 from nula.model_card.limits import limits
 from nula.model_card.tables import (
     VERSIONS,
@@ -31,6 +33,7 @@ from nula.model_card.tables import (
     seeds_table,
     stored_tables,
 )
+from nula.perturbations.corruptions import SEVERITIES
 from nula.provenance import training_command
 
 WIDGET_CLASSES = 3  # examples in the widget, each of another class
@@ -189,8 +192,11 @@ def render_card(
         results=results_table(releases),
         seeds=seeds_table(version, releases),
         corruptions=corruptions_table(releases),
+        severities=len(SEVERITIES),
         attacks=attacks_table(releases),
+        attack_steps=STEPS,
         calibration=calibration_table(releases),
+        bins=BINS,
         claims=claims(releases),
         definitions=definitions_table(),
         limits=limits(version, releases),

@@ -17,6 +17,7 @@ from nula.perturbations.appearance import gaussian_noise
 from nula.perturbations.sampling import checkerboard, decimate, resize
 
 MODELS = {version: f"MamaPearl/nula-cifar10-robust-{version}" for version in ("v0", "v1")}
+REVISION = "v0.1.0"  # of both models: their code runs here, so what a later push brings is not taken unseen
 SHOWN = 256  # pixels a side of the picture of what the models see
 EXAMPLES = Path(__file__).with_name("examples")
 INTRODUCTION = """# NULA
@@ -42,7 +43,8 @@ def perturb(pixels: torch.Tensor, scale: float, halvings: int, epsilon: float, s
 def build_app(models: dict[str, str]) -> gr.Blocks:
     """The app of models by name, each a Hub id or folder."""
     pipes = {
-        name: pipeline("image-classification", model=model, trust_remote_code=True) for name, model in models.items()
+        name: pipeline("image-classification", model=model, revision=REVISION, trust_remote_code=True)
+        for name, model in models.items()
     }
     processor = next(iter(pipes.values())).image_processor
 

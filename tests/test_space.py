@@ -16,6 +16,7 @@ from conftest import CAT, ROOT
 from playwright.sync_api import Page, expect, sync_playwright
 
 from nula.image_processing_nula import NulaImageProcessor
+from nula.model_card.card import release_tag
 from nula.model_card.release import assemble
 from nula.perturbations.sampling import checkerboard, decimate, resize
 from nula.pipeline_nula import NulaImageClassificationPipeline
@@ -85,6 +86,10 @@ def test_an_example_is_perturbed_and_classified_by_both(page: Page, tmp_path: Pa
             expect(shown).not_to_have_text(text, timeout=PATIENCE)
         expect(seen).not_to_have_attribute("src", before[1])
     page.screenshot(path=tmp_path / "app.png")
+
+
+def test_the_space_takes_the_release_it_was_made_with():
+    assert runpy.run_path(str(ROOT / "space" / "app.py"))["REVISION"] == release_tag()
 
 
 def test_the_sliders_are_the_operators(pixels):
