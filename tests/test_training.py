@@ -44,7 +44,7 @@ def test_recipes_hold_the_published_values():
     assert V0.operator_probabilities == (1 / 3, 1 / 3, 1 / 3)
     assert (V1.learning_rate, V1.resize_scale, V1.uniform_amplitude) == (5e-5, (0.2, 0.45), 0.05)
     assert V1.operator_probabilities == (0.5, 0.3, 0.2)
-    assert (V1.warmup_epochs, V1.cosine_epochs) == (2, 8)
+    assert (V1.warmup_epochs, V1.cosine_epochs, V1.restart_epochs) == (2, 8, 0)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,7 @@ def test_recipes_hold_the_published_values():
         ({"operator_probabilities": (0.5, 0.5, 0.5)}, "operator_probabilities"),
         ({"resize_scale": (0.6, 0.2)}, "resize_scale"),
         ({"cosine_epochs": 0}, "cosine_epochs"),
+        ({"restart_epochs": 0.5}, "restart_epochs is 0.5, must be an integer >= 0"),
     ],
 )
 def test_impossible_recipes_are_named(changes, message):
@@ -89,7 +90,7 @@ def test_a_run_of_v1_draws_the_published_operators(v1_log):
 
 
 def test_schedule_steps_with_every_batch(tiny_model):
-    recipe = replace(V0, warmup_epochs=1, cosine_epochs=4)
+    recipe = replace(V0, warmup_epochs=1, cosine_epochs=4, restart_epochs=3, restart_factor=0.15)
     optimizer = build_optimizers(tiny_model, recipe)[0]
     scheduler = build_scheduler(optimizer, recipe, steps_per_epoch=5)
     rates, of_vectors = [], []
@@ -101,7 +102,8 @@ def test_schedule_steps_with_every_batch(tiny_model):
         scheduler.step()
     warmup = [1e-3 * (1 + 2 * step / 5) / 3 for step in range(5)]
     cosine = [1e-3 * (1 + math.cos(math.pi * step / 20)) / 2 for step in range(20)]
-    assert rates == pytest.approx(warmup + cosine)
+    restart = [0.15e-3 * (1 + math.cos(math.pi * step / 15)) / 2 for step in range(15)]
+    assert rates == pytest.approx(warmup + cosine + restart)
     assert of_vectors == pytest.approx([rate * recipe.vector_rate_factor for rate in rates])
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
 
@@ -218,7 +220,7 @@ def test_uniform_noise_comes_before_the_operator_and_on_the_masked_part_alone(pi
 
 
 # 15 steps
-SHORT = ("--recipe", "batch_size=64", "warmup_epochs=1", "cosine_epochs=2")
+SHORT = ("--recipe", "batch_size=64", "warmup_epochs=1", "cosine_epochs=1", "restart_epochs=1")
 SHORT += ("--config", "hidden_sizes=[16,16,32]", "depths=[1,0,1]")
 
 
@@ -305,7 +307,7 @@ def test_the_record_tells_the_whole_run(uninterrupted):
     text = (uninterrupted / "training.json").read_text()
     assert str(uninterrupted.parent) not in text
     record = json.loads(text)
-    changed = replace(V0, batch_size=64, warmup_epochs=1, cosine_epochs=2)
+    changed = replace(V0, batch_size=64, warmup_epochs=1, cosine_epochs=1, restart_epochs=1)
     assert record["recipe"] == json.loads(json.dumps(asdict(changed)))
     assert record["dataset"]["sha256"] == load_split(str(SAMPLE), "train").fingerprint
     assert [epoch["epoch"] for epoch in record["epochs"]] == [1, 2, 3]
@@ -384,7 +386,7 @@ def test_two_processes_train_every_parameter(tmp_path, tiny_folder):
 
 
 def test_training_learns(tiny_model, train_split, tmp_path):
-    recipe = replace(V0, warmup_epochs=1, cosine_epochs=9, batch_size=32, label_smoothing=0.0)
+    recipe = replace(V0, warmup_epochs=1, cosine_epochs=9, restart_epochs=0, batch_size=32, label_smoothing=0.0)
     _, log = train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path, seed=0)
     assert len(log["epochs"]) == 10
     assert log["epochs"][-1]["loss"] < log["epochs"][0]["loss"] - 0.2
