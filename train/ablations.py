@@ -25,7 +25,7 @@ RESULTS = FOLDER / "ablations"
 BASE = "base"
 VALIDATION_IMAGES = 5000
 NET = ("stem_channels", "stem_dropout", "hidden_sizes", "depths")  # of NulaConfig, as fields of a Trial
-SCHEDULE = ("warmup_epochs=1", "cosine_epochs=1")  # every trial's
+SCHEDULE = ("warmup_epochs=1", "cosine_epochs=1", "restart_epochs=0")  # every trial's
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, SequentialLR
 
 from nula.train.recipe import Recipe
 
@@ -88,7 +88,12 @@ def build_optimizers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> SequentialLR:
-    """Linear warm-up, then cosine annealing to 0, stepped after every batch."""
-    warmup, cosine = (epochs * steps_per_epoch for epochs in (recipe.warmup_epochs, recipe.cosine_epochs))
-    schedules = [LinearLR(optimizer, total_iters=warmup), CosineAnnealingLR(optimizer, T_max=cosine)]
-    return SequentialLR(optimizer, schedules, milestones=[warmup])
+    """Linear warm-up, then cosine annealing to 0, once or twice, stepped after every batch."""
+    steps = [epochs * steps_per_epoch for epochs in (recipe.warmup_epochs, recipe.cosine_epochs, recipe.restart_epochs)]
+    schedules = [LinearLR(optimizer, total_iters=steps[0]), CosineAnnealingLR(optimizer, T_max=steps[1])]
+    milestones = [steps[0]]
+    if recipe.restart_epochs:
+        milestones.append(steps[0] + steps[1])
+        half = recipe.restart_factor / 2
+        schedules.append(LambdaLR(optimizer, lambda step: half * (1 + math.cos(math.pi * step / steps[2]))))
+    return SequentialLR(optimizer, schedules, milestones=milestones)
