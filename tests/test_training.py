@@ -56,6 +56,8 @@ def test_recipes_hold_the_published_values():
         ({"resize_scale": (0.6, 0.2)}, "resize_scale"),
         ({"cosine_epochs": 0}, "cosine_epochs"),
         ({"restart_epochs": 0.5}, "restart_epochs is 0.5, must be an integer >= 0"),
+        ({"restart_share": 2}, "restart_share is 2, must be None or in"),
+        ({"restart_dropout": 1}, "restart_dropout is 1, must be None or in"),
     ],
 )
 def test_impossible_recipes_are_named(changes, message):
@@ -220,7 +222,7 @@ def test_uniform_noise_comes_before_the_operator_and_on_the_masked_part_alone(pi
 
 
 # 15 steps
-SHORT = ("--recipe", "batch_size=64", "warmup_epochs=1", "cosine_epochs=1", "restart_epochs=1")
+SHORT = ("--recipe", "batch_size=64", "warmup_epochs=1", "cosine_epochs=1", "restart_epochs=1", "restart_share=1")
 SHORT += ("--config", "hidden_sizes=[16,16,32]", "depths=[1,0,1]")
 
 
@@ -307,10 +309,13 @@ def test_the_record_tells_the_whole_run(uninterrupted):
     text = (uninterrupted / "training.json").read_text()
     assert str(uninterrupted.parent) not in text
     record = json.loads(text)
-    changed = replace(V0, batch_size=64, warmup_epochs=1, cosine_epochs=1, restart_epochs=1)
+    changed = replace(V0, batch_size=64, warmup_epochs=1, cosine_epochs=1, restart_epochs=1, restart_share=1)
     assert record["recipe"] == json.loads(json.dumps(asdict(changed)))
     assert record["dataset"]["sha256"] == load_split(str(SAMPLE), "train").fingerprint
     assert [epoch["epoch"] for epoch in record["epochs"]] == [1, 2, 3]
+    left_alone = [epoch["operators"]["none"] for epoch in record["epochs"]]
+    assert min(left_alone[:2]) > 0
+    assert left_alone[2] == 0  # the restart's own share
     model = NulaForImageClassification.from_pretrained(uninterrupted)
     multiply_adds = multiply_adds_of(model)
     # Forward, and backward to weights and inputs; no gradient of the pixels is computed.
@@ -383,6 +388,18 @@ def test_two_processes_train_every_parameter(tmp_path, tiny_folder):
     tuned, before = (NulaForImageClassification.from_pretrained(folder) for folder in (tmp_path, tiny_folder))
     changed = [not torch.equal(a, b) for a, b in zip(tuned.parameters(), before.parameters())]
     assert all(changed)  # nothing is frozen
+
+
+def test_a_restart_has_its_own_dropout(tiny_model, train_split, tmp_path):
+    recipe = replace(V0, warmup_epochs=1, cosine_epochs=1, restart_epochs=1, batch_size=64, restart_dropout=0.75)
+    zeros = []
+    tiny_model.nula.stem.dropout.register_forward_hook(
+        lambda module, inputs, output: zeros.append(float((output[inputs[0] > 0] == 0).float().mean()))
+    )
+    train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path, seed=0)
+    per_epoch = [sum(part) / 5 for part in (zeros[1:6], zeros[6:11], zeros[11:])]  # the first forward counts operations
+    before = tiny_model.config.stem_dropout
+    assert per_epoch == pytest.approx([before, before, 0.75], abs=0.01)
 
 
 def test_training_learns(tiny_model, train_split, tmp_path):
