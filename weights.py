@@ -1,11 +1,18 @@
 """Loading weights, and naming them by their hash."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+)
 
 from nula.modeling_nula import NulaForImageClassification
 
@@ -29,5 +36,24 @@ def load_model(
 
 
 def weights_sha256(name: str | Path) -> str:
-    """SHA-256 of model.safetensors in a folder or Hub repository; OSError where it is not one such file."""
-    return hashlib.sha256(Path(cached_file(str(name), "model.safetensors")).read_bytes()).hexdigest()
+    """SHA-256 of the weights in a folder or Hub repository: of their file, or of their shards one after another.
+
+    Raises:
+        OSError: it holds neither model.safetensors nor pytorch_model.bin, whole or in shards.
+    """
+    file = _weights_file(str(name))
+    parts = sorted(set(json.loads(file.read_text())["weight_map"].values())) if file.suffix == ".json" else [file.name]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(Path(cached_file(str(name), part)).read_bytes())
+    return digest.hexdigest()
+
+
+def _weights_file(name: str) -> Path:
+    errors = []
+    for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
+        try:
+            return Path(cached_file(name, file))
+        except OSError as error:
+            errors.append(error)
+    raise errors[0]

@@ -6,6 +6,7 @@ Measures classifiers. Every command leaves raw results with their provenance; `c
 import argparse
 import datetime
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -54,14 +55,22 @@ def folders(models: list[str], output: Path) -> list[Path]:
     return [output] if len(models) == 1 else [output / name for name in names]
 
 
-def measure(arguments: argparse.Namespace, rows: list[Measurement], part: str = "", keep_logits: bool = False) -> None:
-    """Evaluate every model under `rows` and print what came out."""
+def measure(
+    arguments: argparse.Namespace,
+    rows: list[Measurement],
+    part: str = "",
+    keep_logits: bool = False,
+    arrays: dict[str, str] | None = None,
+) -> None:
+    """Evaluate every model under `rows` and print what came out. `arrays` are the hashes of images read elsewhere."""
     accelerator = Accelerator(cpu=arguments.cpu)
     data = load_split(arguments.dataset, "test")
     tables = []
     for model, output in zip(arguments.model, folders(arguments.model, arguments.output)):
         classifier = load_classifier(model, accelerator.device)
         described = provenance(model, arguments.dataset, data, accelerator.device)
+        if arrays is not None:
+            described["arrays_sha256"] = arrays
         folder = output / part
         table = evaluate(
             classifier,
@@ -118,8 +127,11 @@ def noise(arguments: argparse.Namespace) -> None:
 
 def corruptions(arguments: argparse.Namespace) -> None:
     labels = load_split(arguments.dataset, "test").labels
-    part = "corruptions" if arguments.cifar10c is None else "cifar10c"
-    measure(arguments, studies.corruption_rows(arguments.cifar10c, labels), part)
+    rows = studies.corruption_rows(arguments.cifar10c, labels)
+    if arguments.cifar10c is None:
+        measure(arguments, rows, "corruptions")
+    else:
+        measure(arguments, rows, "cifar10c", arrays=studies.array_hashes(arguments.cifar10c))
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -163,11 +175,26 @@ def study(arguments: argparse.Namespace) -> None:
 def basin(arguments: argparse.Namespace) -> None:
     device = single_device(arguments)
     data = load_split(arguments.dataset, "test").first(arguments.images)
-    calibration = load_split(arguments.dataset, "train").first(arguments.images).images
+    calibration = load_split(arguments.dataset, "train").first(arguments.images)
     start, end = load_classifier(arguments.start, device), load_classifier(arguments.model, device)
     described = provenance(arguments.model, arguments.dataset, data, device)
     described["start_weights_sha256"] = weights_sha256(arguments.start)
-    studies.save_json(studies.basin(start, end, data, calibration, device), described, arguments.output / "basin.json")
+    studies.save_json(studies.shapes(start, end, data, device), described, arguments.output / "basin.json")
+    described["statistics"] = {"split": "train", "images": len(calibration.labels), "sha256": calibration.fingerprint}
+    path = studies.path_table(start, end, data, calibration.images, device, described)
+    path.save(arguments.output / "basin")
+    print_accuracies(path)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an argument that is an integer from `least` on."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least {least}")
+        return int(text)
+
+    return number
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -187,22 +214,26 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("table", table, "accuracy under the twenty perturbations")
     command.add_argument("--seed", type=int, default=0, help="of the Gaussian noise")
     command = add("noise", noise, "accuracy over many realisations of Gaussian noise, and over its strength")
-    command.add_argument("--draws", type=int, default=20, help="realisations at σ = 0.05")
+    command.add_argument("--draws", type=at_least(2), default=20, help="realisations at σ = 0.05")
     command = add("corruptions", corruptions, "accuracy under common corruptions at five severities")
     command.add_argument("--cifar10c", type=Path, help="folder of CIFAR-10-C's own arrays, in place of look-alikes")
     command = add("sensitivity", study, "norm of the Jacobian of the logits with respect to the pixels")
-    command.add_argument("--images", type=int, default=1000, help="of the test split, from its start")
+    command.add_argument("--images", type=at_least(2), default=1000, help="of the test split, from its start")
     command = add("curvature", study, "ends of the spectrum of the loss's Hessian in the parameters")
-    command.add_argument("--images", type=int, default=512, help="of the test split, from its start")
-    command.add_argument("--subsets", type=int, default=4, help="of those images, each with a spectrum of its own")
+    command.add_argument("--images", type=at_least(1), default=512, help="of the test split, from its start")
+    command.add_argument(
+        "--subsets", type=at_least(2), default=4, help="of those images, each with a spectrum of its own"
+    )
     command = add("null-space", study, "accuracy under attacks that downsampling removes")
-    command.add_argument("--images", type=int, default=1000, help="of the test split, from its start")
+    command.add_argument("--images", type=at_least(2), default=1000, help="of the test split, from its start")
     command = add("certified", study, "certified accuracy of the smoothed classifier against the radius")
-    command.add_argument("--images", type=int, default=200, help="of the test split, from its start")
-    command.add_argument("--draws", type=int, default=1000, help="of the noise for each image and strength")
+    command.add_argument("--images", type=at_least(1), default=200, help="of the test split, from its start")
+    command.add_argument("--draws", type=at_least(1), default=1000, help="of the noise for each image and strength")
     command = add("basin", basin, "what lies on the line between two models", several=False)
     command.add_argument("--start", required=True, help="the model that --model was fine-tuned from")
-    command.add_argument("--images", type=int, default=2000, help="of the test split, from its start")
+    command.add_argument(
+        "--images", type=at_least(studies.LINE_BATCH + 1), default=2000, help="of the test split, from its start"
+    )
     command = commands.add_parser("compare", help="two stored tables, row by row")
     command.add_argument("results", type=Path, nargs=2, help="folders of predictions.npz")
     command.set_defaults(run=compare)

@@ -46,7 +46,7 @@ def table_rows(seed: int) -> list[Measurement]:
 class Table:
     """The class predicted for each image in each row, and how that came about.
 
-    `predictions` uint8 (R, N) for `rows` with their noise `seeds`; `labels` uint8 (N,); `logits` float16
+    `predictions` uint8 (R, N) for `rows` with their noise `seeds`; `labels` uint8 (N,); `logits` float32
     (R, N, classes), where they were kept.
     """
 
@@ -178,7 +178,7 @@ def evaluate(
         predictions=stacked.argmax(dim=2).numpy().astype(np.uint8),
         labels=data.labels.numpy().astype(np.uint8),
         provenance={**provenance, "seconds": seconds, "forward_seconds": forward_seconds},
-        logits=stacked.half().numpy() if keep_logits else None,
+        logits=stacked.numpy() if keep_logits else None,
     )
 
 

@@ -11,12 +11,13 @@ import numpy as np
 from nula.configuration_nula import CIFAR10_LABELS
 from nula.evaluation.accuracy import Table
 from nula.evaluation.monte_carlo import correct_draws, gap
-from nula.evaluation.statistics import flips, mcnemar_p, mean_interval
-from nula.evaluation.studies import CLEAN, NOISE
+from nula.evaluation.statistics import flips, mcnemar_p, mean_interval, variance_ratio_interval
+from nula.evaluation.studies import ALPHAS, CLEAN, INTERPOLATED, NOISE, path_row
 
 HOLDS, FAILS, UNCLEAR, UNMEASURED = "holds", "does not hold", "too noisy to say", "not measured"
 FLAT = 0.1  # of noise's change of loss: what a structured operator's may be at most to be called flat
 UNMOVED = 1.0  # points of clean accuracy
+FLATTENED = ("Contrast (0.80)", "Grayscale (Full Mix)")  # rows of the table with less in them
 HYPHEN = re.compile(r"(?<!\w)-(?=\d)")  # of a negative number; the tables beside have a minus sign
 
 
@@ -39,8 +40,12 @@ def findings(v0: Path, v1: Path) -> list[Finding]:
     A claim whose study has left no result there is "not measured".
 
     Raises:
-        ValueError: the two were not measured on the same images, rows and seeds.
+        ValueError: a folder holds no table, or the two were not measured on the same images, rows and seeds, by the
+            same definitions.
     """
+    for folder in (v0, v1):
+        if not (folder / "predictions.npz").is_file():
+            raise ValueError(f"{folder} holds no table; give a folder that `table` wrote, such as releases/v1/results.")
     found = []
     for claim, measure in CLAIMS.items():
         try:
@@ -64,41 +69,56 @@ def of_claim(text: str) -> Callable[[Callable[[Path, Path], Evidence]], Callable
 def paired_tables(v0: Path, v1: Path) -> tuple[Table, Table]:
     """Two stored tables of the same rows, seeds and images."""
     first, second = Table.load(v0), Table.load(v1)
-    if (first.rows, first.seeds) != (second.rows, second.seeds) or not np.array_equal(first.labels, second.labels):
-        raise ValueError(f"{v0} and {v1} are not of the same rows, seeds and images.")
+    same = (first.rows, first.seeds) == (second.rows, second.seeds) and np.array_equal(first.labels, second.labels)
+    if not same or _origin(first.provenance) != _origin(second.provenance):
+        raise ValueError(f"{v0} and {v1} are not of the same rows, seeds and images, by the same definitions.")
     return first, second
 
 
 def paired_json(v0: Path, v1: Path, name: str) -> tuple[dict, dict]:
     """Two stored studies of the same images."""
     first, second = (json.loads((folder / name).read_text()) for folder in (v0, v1))
-    if first["provenance"]["dataset"]["sha256"] != second["provenance"]["dataset"]["sha256"]:
-        raise ValueError(f"{v0 / name} and {v1 / name} are not of the same images.")
+    if _origin(first["provenance"]) != _origin(second["provenance"]):
+        raise ValueError(f"{v0 / name} and {v1 / name} are not of the same images, by the same definitions.")
     return first, second
+
+
+def _origin(provenance: dict) -> tuple:
+    return provenance["dataset"]["sha256"], provenance["definitions_version"]
+
+
+def check_line(v0: Path, v1: Path, provenance: dict) -> None:
+    """ValueError unless a study of the line between two models is of those whose tables lie in `v0` and `v1`."""
+    for folder, field in ((v0, "start_weights_sha256"), (v1, "weights_sha256")):
+        if Table.load(folder).provenance["weights_sha256"] != provenance[field]:
+            raise ValueError(f"the study of the line in {v1} is of other weights than the table in {folder}.")
 
 
 @of_claim("v1 gives more correct answers than v0 under the same Gaussian noise; the distributions do not overlap")
 def noise_distributions(v0: Path, v1: Path) -> Evidence:
     first, second = (100 * correct_draws(table).mean(axis=1) for table in paired_tables(v0 / "noise", v1 / "noise"))
+    means = ["{:.2f} % on average ({:.2f} to {:.2f})".format(*mean_interval(draws)) for draws in (first, second)]
     evidence = (
-        f"{len(first)} realisations at σ = 0.05: v0 {first.min():.2f} to {first.max():.2f} %, "
-        f"v1 {second.min():.2f} to {second.max():.2f} %"
+        f"{len(first)} realisations at σ = 0.05: v0 {means[0]}, from {first.min():.2f} to {first.max():.2f} %; "
+        f"v1 {means[1]}, from {second.min():.2f} to {second.max():.2f} %"
     )
     return evidence, HOLDS if first.max() < second.min() else FAILS
 
 
-@of_claim("the gap Δ(k) converges to a positive value (published: +3.0 points, standard deviation 0.14)")
+@of_claim("the gap Δ(k) converges to a positive value (published: +3.0 points, standard deviation 0.14), and E|Δ| > 0")
 def noise_gap(v0: Path, v1: Path) -> Evidence:
     first, second = (correct_draws(table) for table in paired_tables(v0 / "noise", v1 / "noise"))
     result = gap(first, second)
     over_images = mean_interval(100 * (second.mean(axis=0) - first.mean(axis=0)))
-    settled = "never" if result.settled is None else f"from k = {result.settled:,} images on"
+    settled = "never" if result.settled is None else f"from k = {result.settled:,} of {first.shape[1]:,} images on"
+    sizes = np.abs(result.running[:, -1])
     evidence = (
         f"Δ = {result.mean:+.2f} points ({result.interval[0]:+.2f} to {result.interval[1]:+.2f} over noise, "
-        f"{over_images[1]:+.2f} to {over_images[2]:+.2f} over images), standard deviation over noise {result.std:.2f}; "
-        f"every realisation is within {result.tolerance} points of Δ {settled}"
+        f"{over_images[1]:+.2f} to {over_images[2]:+.2f} over images), E|Δ| = {sizes.mean():.2f}, standard deviation "
+        f"over noise {result.std:.2f}; every realisation is within {result.tolerance} points of Δ {settled}"
     )
-    return evidence, _all([_positive(*result.interval), _positive(*over_images[1:])])
+    verdicts = [_positive(*result.interval), _positive(*over_images[1:])]
+    return evidence, _all([*verdicts, UNCLEAR if result.settled is None else HOLDS])
 
 
 @of_claim("lower first-order sensitivity: the Jacobian's Frobenius norm is lower for v1")
@@ -112,30 +132,86 @@ def jacobian(v0: Path, v1: Path) -> Evidence:
     return evidence, _all([_positive(1 - high, 1 - low) for _, low, high in ratios.values()])
 
 
-@of_claim("calmer curvature: the dominant Hessian eigenvalue is lower for v1, above all at higher noise")
-def curvature(v0: Path, v1: Path) -> Evidence:
+Sizes = dict[str, dict[str, tuple[np.ndarray, np.ndarray] | None]]
+
+
+def dominant_sizes(v0: Path, v1: Path) -> Sizes:
+    """By σ and method, |λ| of the dominant eigenvalue for v0 and v1, one a subset; None where one did not converge."""
     first, second = (study["eigenvalues"] for study in paired_json(v0, v1, "curvature.json"))
-    shown, verdicts = [], []
+
+    def sizes(parts: list[dict], method: str) -> np.ndarray | None:
+        if method == "power iteration":
+            found = [part["power_iteration"] for part in parts]
+            return np.abs([one["eigenvalue"] for one in found]) if all(one["converged"] for one in found) else None
+        ends = [tuple(part["lanczos"].values()) for part in parts]
+        return None if (None, None) in ends else np.abs(ends).max(axis=1)
+
+    result: Sizes = {}
     for sigma in first:
-        for method, field in (("power_iteration", "eigenvalue"), ("lanczos", "largest")):
-            a, b = ([part[method][field] for part in parts[sigma]] for parts in (first, second))
-            title = f"σ = {sigma}, {method.replace('_', ' ')}"
-            if None in a or None in b:
+        if len(first[sigma]) != len(second[sigma]):
+            raise ValueError(f"the spectra in {v0} and {v1} are of different numbers of subsets.")
+        pairs = {
+            method: (sizes(first[sigma], method), sizes(second[sigma], method))
+            for method in ("power iteration", "Lanczos")
+        }
+        result[sigma] = {method: None if a is None or b is None else (a, b) for method, (a, b) in pairs.items()}
+    return result
+
+
+@of_claim("calmer curvature: the dominant Hessian eigenvalue is lower for v1")
+def curvature(v0: Path, v1: Path) -> Evidence:
+    shown, verdicts = [], []
+    for sigma, methods in dominant_sizes(v0, v1).items():
+        for method, pair in methods.items():
+            title = f"σ = {sigma}, {method}"
+            if pair is None:
                 shown.append(f"{title}: not converged")
                 verdicts.append(UNCLEAR)
                 continue
-            _, low, high = mean_interval(np.subtract(b, a))
-            shown.append(f"{title}: {np.mean(a):.3g} and {np.mean(b):.3g} ({low:+.3g} to {high:+.3g})")
+            a, b = pair
+            _, low, high = mean_interval(b - a)
+            shown.append(f"{title}: {a.mean():.3g} and {b.mean():.3g} ({low:+.3g} to {high:+.3g})")
             verdicts.append(_positive(-high, -low))
-    evidence = f"v0 and v1, means over {len(a)} subsets (difference): {'; '.join(shown)}"
-    return evidence, _all(verdicts)
+    return f"|λ| of v0 and v1, means over subsets (difference): {'; '.join(shown)}", _all(verdicts)
+
+
+@of_claim("its estimate is steadier for v1")
+def steadiness(v0: Path, v1: Path) -> Evidence:
+    shown, verdicts = [], []
+    for sigma, methods in dominant_sizes(v0, v1).items():
+        if methods["Lanczos"] is None:
+            shown.append(f"σ = {sigma}: not converged")
+            verdicts.append(UNCLEAR)
+            continue
+        a, b = methods["Lanczos"]
+        low, high = np.sqrt(variance_ratio_interval(b, a))
+        shown.append(f"σ = {sigma}: {a.std(ddof=1):.3g} and {b.std(ddof=1):.3g} (ratio {low:.2f} to {high:.2f})")
+        verdicts.append(_positive(1 - high, 1 - low))
+    return f"standard deviation over {len(a)} subsets by Lanczos, v0 and v1: {'; '.join(shown)}", _all(verdicts)
+
+
+@of_claim("above all at higher noise")
+def curvature_with_noise(v0: Path, v1: Path) -> Evidence:
+    found = dominant_sizes(v0, v1)
+    ends = [found[sigma]["Lanczos"] for sigma in (min(found, key=float), max(found, key=float))]
+    if None in ends:
+        return "not converged", UNCLEAR
+    (a, b), (noisy_a, noisy_b) = ends
+    mean, low, high = mean_interval(np.log(noisy_a / noisy_b) - np.log(a / b))
+    evidence = (
+        f"|λ| of v0 is {np.exp(np.log(a / b).mean()):.2f} times v1's at σ = {min(found, key=float)} and "
+        f"{np.exp(np.log(noisy_a / noisy_b).mean()):.2f} times at σ = {max(found, key=float)}: × {np.exp(mean):.2f} "
+        f"({np.exp(low):.2f} to {np.exp(high):.2f}; Lanczos)"
+    )
+    return evidence, _positive(low, high)
 
 
 @of_claim("Δθ is flat for the structured operators and effective for noise")
 def basin(v0: Path, v1: Path) -> Evidence:
-    shapes = json.loads((v1 / "basin.json").read_text())["shapes"]
+    record = json.loads((v1 / "basin.json").read_text())
+    check_line(v0, v1, record["provenance"])
     changes, shown = {}, []
-    for name, shape in shapes.items():
+    for name, shape in record["shapes"].items():
         changes[name] = mean_interval(np.subtract(shape["loss"]["end"], shape["loss"]["start"]))
         parts = {"change": changes[name], "slope": mean_interval(shape["slopes"])}
         parts["curvature"] = mean_interval(shape["curvatures"])
@@ -144,19 +220,28 @@ def basin(v0: Path, v1: Path) -> Evidence:
     bound = FLAT * abs(changes[NOISE][0])
     flat = [_within(*changes[name][1:], bound) for name in changes if name not in (CLEAN, NOISE)]
     evidence = (
-        f"loss on test images from θ(v0) to θ(v0) + Δθ: {'; '.join(shown)}; flat means a change of at most "
-        f"{FLAT:.0%} of noise's"
+        f"loss on test images from θ(v0) to θ(v0) + Δθ, with v0's BatchNorm statistics throughout: {'; '.join(shown)}; "
+        f"flat means a change of at most {FLAT:.0%} of noise's"
     )
     return evidence, _all([_positive(-changes[NOISE][2], -changes[NOISE][1]), *flat])
 
 
 @of_claim("v1 stays in v0's basin")
 def path(v0: Path, v1: Path) -> Evidence:
-    points = json.loads((v1 / "basin.json").read_text())["path"]
-    between = [point["interpolated"][CLEAN] for point in points if 0 <= point["alpha"] <= 1]
-    barrier = min(between[0], between[-1]) - min(between)
-    evidence = f"clean accuracy on the straight line between them falls {barrier:.2f} points below its lower end"
-    return evidence, HOLDS if barrier <= UNMOVED else FAILS
+    stored = Table.load(v1 / "basin")
+    check_line(v0, v1, stored.provenance)
+    right = {
+        alpha: stored.predictions[stored.rows.index(path_row(CLEAN, INTERPOLATED, alpha))] == stored.labels
+        for alpha in ALPHAS
+    }
+    end = min((0.0, 1.0), key=lambda alpha: right[alpha].mean())
+    lowest = min((alpha for alpha in ALPHAS if 0 < alpha < 1), key=lambda alpha: right[alpha].mean())
+    mean, low, high = mean_interval(100.0 * right[end] - 100.0 * right[lowest])
+    evidence = (
+        f"clean accuracy on the straight line between them lies at most {mean:+.2f} points ({low:+.2f} to {high:+.2f}) "
+        f"below its lower end, at α = {lowest}; a barrier would be more than {UNMOVED:g}"
+    )
+    return evidence, HOLDS if high <= UNMOVED else FAILS if low > UNMOVED else UNCLEAR
 
 
 @of_claim("a trade-off: clean accuracy hardly moves, yet some inputs flip")
@@ -168,23 +253,36 @@ def trade_off(v0: Path, v1: Path) -> Evidence:
     mean, low, high = mean_interval(100 * (right_too.astype(float) - right))
     evidence = (
         f"clean accuracy {mean:+.2f} points ({low:+.2f} to {high:+.2f}, McNemar's p = "
-        f"{mcnemar_p(right, right_too):.2g}); {len(flips(answers, answers_too)):,} of {len(right):,} answers differ"
+        f"{mcnemar_p(right, right_too):.2g}), where hardly means up to {UNMOVED:g}; "
+        f"{len(flips(answers, answers_too)):,} of {len(right):,} answers differ"
     )
     return evidence, _within(low, high, UNMOVED) if (answers != answers_too).any() else FAILS
+
+
+@of_claim("v0 recovers weak evidence better from stylised or flattened inputs")
+def weak_evidence(v0: Path, v1: Path) -> Evidence:
+    first, second = paired_tables(v0, v1)
+    shown, verdicts = [], []
+    for name in FLATTENED:
+        row = first.rows.index(name)
+        right, right_too = (table.predictions[row] == table.labels for table in (first, second))
+        mean, low, high = mean_interval(100.0 * right - 100.0 * right_too)
+        shown.append(f"{name} {mean:+.2f} points ({low:+.2f} to {high:+.2f})")
+        verdicts.append(_positive(low, high))
+    return f"the published card shows examples; here v0's accuracy less v1's: {', '.join(shown)}", _all(verdicts)
 
 
 @of_claim("v1 drifts to coarse, low-texture classes such as truck")
 def drift(v0: Path, v1: Path) -> Evidence:
     first, second = paired_tables(v0, v1)
-    row = first.rows.index("Clean (CIFAR-10 Test)")
     truck = CIFAR10_LABELS.index("truck")
     wrong = [
-        (table.predictions[row] == truck) & (table.labels != truck) for table in (first, second)
-    ]  # images of another class that are called a truck
-    mean, low, high = mean_interval(100 * (wrong[1].astype(float) - wrong[0]))
+        100.0 * ((table.predictions == truck) & (table.labels != truck)).mean(axis=0) for table in (first, second)
+    ]  # for each image, the share of the rows under which it is called a truck and is none
+    mean, low, high = mean_interval(wrong[1] - wrong[0])
     evidence = (
-        f"images wrongly called a truck: {wrong[0].sum()} by v0, {wrong[1].sum()} by v1 "
-        f"({mean:+.3f} points, {low:+.3f} to {high:+.3f})"
+        f"images of the {len(first.rows)} rows wrongly called a truck: {wrong[0].mean():.2f} % by v0, "
+        f"{wrong[1].mean():.2f} % by v1 ({mean:+.3f} points, {low:+.3f} to {high:+.3f})"
     )
     return evidence, _positive(low, high)
 

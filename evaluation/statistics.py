@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import log_softmax
-from scipy.stats import binomtest, t
+from scipy.stats import binomtest, f, t
 
 BINS = 15  # of the top probability
 
@@ -22,6 +22,13 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
         raise ValueError(f"an interval of a mean needs at least two values, got shape {values.shape}.")
     half = t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
     return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+
+
+def variance_ratio_interval(a: np.ndarray, b: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """Of var(a) / var(b), two samples of normal distributions, by Fisher's F: (low, high)."""
+    ratio = np.var(a, ddof=1) / np.var(b, ddof=1)
+    tail = (1 - confidence) / 2
+    return ratio / f.ppf(1 - tail, len(a) - 1, len(b) - 1), ratio / f.ppf(tail, len(a) - 1, len(b) - 1)
 
 
 def mcnemar_p(correct_a: np.ndarray, correct_b: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """The studies beside the table, each of one model on one data set: what is computed, and the raw result it leaves."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -28,6 +29,9 @@ GOLDEN_IMAGES = 16
 CERTIFIED_SIGMAS = (0.05, 0.1)  # of the noise of the smoothed classifier; a stronger one certifies further, less
 ALPHAS = (-0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
+INTERPOLATED, MEASURED_ANEW = "interpolated", "measured anew"  # BatchNorm statistics between two models
+LINE_BATCH = 100  # images of which the loss along the line has one value
+
 CLEAN, NOISE, RESIZE = "clean", "Gaussian noise σ = 0.05", "resize ×0.25"
 OPERATORS: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
     CLEAN: lambda pixels, generator: pixels,
@@ -37,6 +41,7 @@ OPERATORS: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = 
     "checkerboard ε = 0.05": lambda pixels, generator: checkerboard(pixels, 0.05),
 }
 """The structured operators v1 is fine-tuned on, and noise, at the table's strength."""
+PATH_CONDITIONS = (CLEAN, NOISE, RESIZE)  # under which accuracy along the line between two models is measured
 
 
 def corruption_rows(official: Path | None, labels: torch.Tensor) -> list[Measurement]:
@@ -70,6 +75,11 @@ def corruption_rows(official: Path | None, labels: torch.Tensor) -> list[Measure
             for severity in SEVERITIES
         ]
     return rows
+
+
+def array_hashes(official: Path) -> dict[str, str]:
+    """SHA-256 of every array in a folder of CIFAR-10-C, by file name."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(official.glob("*.npy"))}
 
 
 def _made_here(name: str, severity: int) -> Measurement:
@@ -112,49 +122,61 @@ def curvature(
     return {"eigenvalues": results}
 
 
-def basin(
+def path_row(condition: str, statistics: str, alpha: float) -> str:
+    """The row of `path_table` of images under `condition`, with those BatchNorm statistics."""
+    return f"{condition}, statistics {statistics}, α = {alpha}"
+
+
+def path_table(
     start: torch.nn.Module,
     end: torch.nn.Module,
     data: Split,
     calibration: torch.Tensor,
     device: torch.device,
-    *,
-    alphas: Sequence[float] = ALPHAS,
-    batch_size: int = 250,
-) -> dict:
-    """The line from `start` to `end`: accuracy along it, and the shape of the loss at its start.
+    provenance: dict,
+) -> Table:
+    """Answers along the line from `start` to `end` to the images of `data`, clean, noisy and resized.
 
-    Accuracies are in percent on `data`, with BatchNorm statistics interpolated and measured anew on the uint8 images
-    `calibration` (N, 32, 32, 3), for clean, noisy and resized images. For each batch and operator there are dL/dα,
-    d²L/dα² and the loss itself at α = 0 and 1, all with the BatchNorm statistics of `start`.
+    BatchNorm statistics are interpolated, and measured anew on the uint8 images `calibration` (N, 32, 32, 3).
+    """
+    perturbed = {name: _perturbed(data, OPERATORS[name], device) for name in PATH_CONDITIONS}
+    answers = {}
+    for alpha in tqdm(ALPHAS, desc="between the models", unit="α"):
+        mixed = interpolate(start, end, alpha)
+        models = {INTERPOLATED: mixed, MEASURED_ANEW: with_new_statistics(mixed, _pixels(calibration, device))}
+        for statistics, model in models.items():
+            for name, pixels in perturbed.items():
+                answers[path_row(name, statistics, alpha)] = _answers(model, pixels)
+    return Table(
+        rows=tuple(answers),
+        seeds=(0,) * len(answers),
+        predictions=np.stack([*answers.values()]),
+        labels=data.labels.numpy().astype(np.uint8),
+        provenance=provenance,
+    )
+
+
+def shapes(start: torch.nn.Module, end: torch.nn.Module, data: Split, device: torch.device) -> dict:
+    """The loss from `start` along the line to `end`: {"shapes": {operator: {"slopes", "curvatures", "loss"}}}.
+
+    For each operator and batch of `data` there are dL/dα, d²L/dα² and the loss itself at α = 0 and 1, all with the
+    BatchNorm statistics of `start`.
     """
     labels = data.labels.to(device)
     perturbed = {name: _perturbed(data, operator, device) for name, operator in OPERATORS.items()}
-    shown = (CLEAN, NOISE, RESIZE)
-    path = []
-    for alpha in tqdm(alphas, desc="between the models", unit="α"):
-        mixed = interpolate(start, end, alpha)
-        renewed = with_new_statistics(mixed, _pixels(calibration, device))
-        path.append(
-            {
-                "alpha": alpha,
-                "interpolated": {name: _accuracy(mixed, perturbed[name], labels) for name in shown},
-                "measured_anew": {name: _accuracy(renewed, perturbed[name], labels) for name in shown},
-            }
-        )
     # Along Δθ alone: at the end of the line with the statistics of its start, as the derivatives have it.
     last = dict(end.named_parameters())
     direction = {name: (last[name] - parameter).detach() for name, parameter in start.named_parameters()}
     moved = deepcopy(start)
-    moved.load_state_dict({name: parameter.detach() for name, parameter in last.items()}, strict=False)
-    shapes = {}
+    moved.load_state_dict({**start.state_dict(), **last})
+    found = {}
     for name, pixels in tqdm(perturbed.items(), desc="shape along the line", unit="operator"):
-        batches = list(zip(pixels.split(batch_size), labels.split(batch_size)))
-        shapes[name] = {
+        batches = list(zip(pixels.split(LINE_BATCH), labels.split(LINE_BATCH)))
+        found[name] = {
             **asdict(shape_along(start, direction, batches)),
             "loss": {key: _losses(model, batches) for key, model in (("start", start), ("end", moved))},
         }
-    return {"path": path, "shapes": shapes}
+    return {"shapes": found}
 
 
 def save_golden(classifier: torch.nn.Module, data: Split, device: torch.device, file: Path) -> None:
@@ -233,10 +255,6 @@ def _noisy(data: Split, sigma: float, device: torch.device) -> torch.Tensor:
 @torch.inference_mode()
 def _answers(classifier: torch.nn.Module, pixels: torch.Tensor, batch_size: int = 500) -> np.ndarray:
     return torch.cat([classifier(part).argmax(1) for part in pixels.split(batch_size)]).cpu().numpy().astype(np.uint8)
-
-
-def _accuracy(classifier: torch.nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> float:
-    return 100 * float((_answers(classifier, pixels) == labels.cpu().numpy()).mean())
 
 
 @torch.inference_mode()

@@ -128,13 +128,18 @@ def again(training: dict, base: str) -> str:
 
 
 def is_cifar10(dataset: dict) -> bool:
-    """Whether a record's data set is CIFAR-10's training split, whatever it was read from."""
-    return dataset["sha256"] == CIFAR10_FINGERPRINTS["train"]
+    """Whether a record's data set is CIFAR-10, whatever it was read from."""
+    return dataset["sha256"] == CIFAR10_FINGERPRINTS[dataset["split"]]
+
+
+def dataset_title(dataset: dict) -> str:
+    return "CIFAR-10" if is_cifar10(dataset) else dataset["name"]
 
 
 def metadata(version: str, releases: Path, name: str, base: str) -> ModelCardData:
     """The head of the card, by which the Hub files, finds and runs the model."""
-    accuracies = stored_tables(releases)[version].accuracies()
+    table = stored_tables(releases)[version]
+    accuracies, measured_on = table.accuracies(), table.provenance["dataset"]
     fine_tuned = version == "v1" and base != ""
     trained_on = json.loads((releases / version / "training.json").read_text())["dataset"]
     return ModelCardData(
@@ -151,9 +156,9 @@ def metadata(version: str, releases: Path, name: str, base: str) -> ModelCardDat
         eval_results=[
             EvalResult(
                 task_type="image-classification",
-                dataset_type=CIFAR10,
-                dataset_name="CIFAR-10",
-                dataset_split="test",
+                dataset_type=CIFAR10 if is_cifar10(measured_on) else measured_on["name"],
+                dataset_name=dataset_title(measured_on),
+                dataset_split=measured_on["split"],
                 metric_type="accuracy",
                 metric_name=name,
                 metric_value=round(accuracy, 2),
@@ -175,6 +180,7 @@ def render_card(
     training = json.loads((releases / version / "training.json").read_text())
     notes = releases / version / "notes.md"
     hub_id = hub_id or f"MamaPearl/{repository_name(version)}"
+    table = stored_tables(releases)[version]
     name, base = hub_id.rpartition("/")[2], f"MamaPearl/{repository_name('v0')}" if base is None else base
     card = ModelCard.from_template(
         metadata(version, releases, name, base),
@@ -183,7 +189,8 @@ def render_card(
         hub_id=hub_id,
         revision=revision or "main",
         version=version,
-        test_images=len(stored_tables(releases)[version].labels),
+        test_images=len(table.labels),
+        measured_on=dataset_title(table.provenance["dataset"]),
         training=training,
         hardware=hardware(training),
         speed=training_speed(training),

@@ -19,6 +19,7 @@ from nula.dataset import Split, load_split
 from nula.evaluation.accuracy import Table
 from nula.evaluation.monte_carlo import correct_draws, gap
 from nula.evaluation.statistics import confusion_matrix, flips, mean_interval, wilson_interval
+from nula.evaluation.studies import ALPHAS, INTERPOLATED, MEASURED_ANEW, PATH_CONDITIONS, path_row
 from nula.model_card.push import WEIGHTS, drawn_from
 from nula.perturbations.suite import ROWS
 
@@ -116,17 +117,18 @@ def curvature(results: Results) -> Figure:
 def path(results: Results) -> Figure:
     """Accuracy on the straight line through both models' weights."""
     figure, axes = _figure(3.6)
-    points = json.loads((results["v1"] / "basin.json").read_text())["path"]
-    alphas = [point["alpha"] for point in points]
-    for condition, color, marker in zip(points[0]["interpolated"], ("#000000", "#0072B2", "#D55E00"), "os^"):
-        for statistics, style in (("interpolated", "-"), ("measured_anew", ":")):
-            values = [point[statistics][condition] for point in points]
-            label = f"{condition}, BatchNorm statistics {statistics.replace('_', ' ')}"
-            axes.plot(alphas, values, color=color, marker=marker, linestyle=style, label=label)
+    stored = Table.load(results["v1"] / "basin")
+    accuracies = stored.accuracies()
+    for condition, color, marker in zip(PATH_CONDITIONS, ("#000000", "#0072B2", "#D55E00"), "os^"):
+        for statistics, style in ((INTERPOLATED, "-"), (MEASURED_ANEW, ":")):
+            values = [accuracies[path_row(condition, statistics, alpha)] for alpha in ALPHAS]
+            label = f"{condition}, BatchNorm statistics {statistics}"
+            axes.plot(ALPHAS, values, color=color, marker=marker, linestyle=style, label=label)
     for alpha, name in ((0, "v0"), (1, "v1")):
         axes.axvline(alpha, color="gray", linewidth=0.8)
         axes.annotate(name, (alpha, axes.get_ylim()[1]), ha="center", va="bottom")
-    axes.set(xlabel="α in θ(v0) + α (θ(v1) − θ(v0))", ylabel="accuracy in percent")
+    total = len(stored.labels)
+    axes.set(xlabel="α in θ(v0) + α (θ(v1) − θ(v0))", ylabel=f"accuracy in percent on {total:,} images")
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -161,7 +163,7 @@ def table(results: Results) -> Figure:
         axes.errorbar(middle, places, xerr=errors, color=COLORS[name], fmt="o", markersize=4, capsize=2, label=name)
     axes.set_yticks(np.arange(len(stored.rows))[::-1], stored.rows)
     axes.grid(axis="y", linewidth=0.4)
-    axes.set(xlabel="accuracy in percent on 10,000 test images, 95 % intervals")
+    axes.set(xlabel=f"accuracy in percent on {total:,} test images, 95 % intervals")
     axes.legend(loc="upper left", framealpha=1, edgecolor="none")
     return figure
 
@@ -195,8 +197,14 @@ def perturbations(data: Split, index: int = 0) -> Figure:
 
 
 def flipped(results: Results, data: Split, count: int = 12) -> Figure:
-    """The first images whose clean answer differs between the models, with both answers."""
+    """The first images whose clean answer differs between the models, with both answers.
+
+    ValueError where `data` are not the images that were measured.
+    """
     stored = {name: Table.load(folder) for name, folder in results.items()}
+    for name, table in stored.items():
+        if table.provenance["dataset"]["sha256"] != data.fingerprint:
+            raise ValueError(f"the results of {name} are of other images; give the --dataset they were measured on.")
     v0, v1 = (table.predictions[0] for table in stored.values())
     figure = Figure(figsize=(WIDTH, 5.8), layout="constrained")
     chosen = flips(v0, v1)[:count]
@@ -243,8 +251,8 @@ def main() -> None:
     folder = arguments.releases / "figures"
     folder.mkdir(exist_ok=True)
     weights = drawn_from(arguments.releases)
-    figures = {"perturbations": perturbations(data), "flipped": flipped(results, data)}
-    for name, draw in FROM_RESULTS.items():
+    figures = {"perturbations": perturbations(data)}
+    for name, draw in {**FROM_RESULTS, "flipped": lambda results: flipped(results, data)}.items():
         try:
             figures[name] = draw(results)
         except FileNotFoundError as error:

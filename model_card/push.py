@@ -20,6 +20,7 @@ from PIL import Image
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from nula.model_card.tables import VERSIONS
+from nula.perturbations.suite import DEFINITIONS_VERSION
 from nula.weights import weights_sha256
 
 ATTEMPTS = 5
@@ -85,6 +86,8 @@ def check_results(releases: Path) -> None:
                     f"{file} was measured on other weights than those in {release}; run `make {again} "
                     f"VERSION={version}`."
                 )
+            if record["definitions_version"] != DEFINITIONS_VERSION:
+                raise PushRefused(f"{file} was measured by other definitions than today's; measure it again.")
     for picture in sorted((releases / "figures").glob("*.png")):
         with Image.open(picture) as image:
             if image.info.get(WEIGHTS) != drawn_from(releases):

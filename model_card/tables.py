@@ -7,7 +7,10 @@ from importlib.resources import files
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
+
 from nula.evaluation.accuracy import Table
+from nula.evaluation.findings import paired_tables
 from nula.evaluation.statistics import mean_interval, wilson_interval
 from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES
 from nula.perturbations.suite import ROWS
@@ -22,9 +25,15 @@ def published(version: str) -> dict[str, float]:
 
 
 def stored_tables(releases: Path, study: str = "") -> dict[str, Table]:
-    """The stored tables of the table, or of `study`, by version; of those that there are."""
+    """The stored tables of the table, or of `study`, by version; of those that there are.
+
+    Raises:
+        ValueError: those of v0 and v1 are not of the same rows and images.
+    """
     folders = {version: releases / version / "results" / study for version in VERSIONS}
     stored = {version: folder for version, folder in folders.items() if (folder / "predictions.npz").is_file()}
+    if len(stored) == len(VERSIONS):
+        return dict(zip(VERSIONS, paired_tables(*stored.values())))
     return {version: Table.load(folder) for version, folder in stored.items()}
 
 
@@ -92,27 +101,38 @@ def seeds_table(version: str, releases: Path) -> str | None:
 
 
 def corruptions_table(releases: Path) -> str | None:
-    """Accuracy of v0 and v1 under each common corruption, over its severities, and over all. None if not measured."""
-    accuracies = {version: table.accuracies() for version, table in stored_tables(releases, "corruptions").items()}
-    if not accuracies:
+    """Accuracy of v0 and v1 under each common corruption, over its severities, and over all. None if not measured.
+
+    With Student's 95 % intervals, over images.
+    """
+    stored = stored_tables(releases, "corruptions")
+    if not stored:
         return None
-    means = {
-        name: [mean(accuracy[f"{name} {severity}"] for severity in SEVERITIES) for accuracy in accuracies.values()]
-        for name in CORRUPTIONS
+
+    def shares(table: Table, names: Sequence[str]) -> np.ndarray:  # (N,): right answers to each image, in percent
+        rows = [table.rows.index(f"{name} {severity}") for name in names for severity in SEVERITIES]
+        return 100 * (table.predictions[rows] == table.labels).mean(axis=0)
+
+    rows = {name.replace("_", " "): [name] for name in CORRUPTIONS} | {"mean": list(CORRUPTIONS)}
+    cells = {
+        title: [_with_interval(*mean_interval(shares(table, names))) for table in stored.values()]
+        for title, names in rows.items()
     }
-    means["mean"] = [mean(column) for column in zip(*means.values())]
-    return _markdown("corruption", list(accuracies), {name.replace("_", " "): values for name, values in means.items()})
+    return _markdown("corruption", list(stored), cells)
 
 
 def attacks_table(releases: Path) -> str | None:
-    """Accuracy of v0 and v1 under the attacks of the null-space study. None if not measured."""
+    """Accuracy of v0 and v1 under the attacks of the null-space study, with Wilson's 95 % intervals; None: no study."""
     stored = stored_tables(releases, "null_space")
     if not stored:
         return None
-    accuracies = [table.accuracies() for table in stored.values()]
-    counts = " and ".join(sorted({f"{len(table.labels):,}" for table in stored.values()}))
-    rows = {row: [accuracy[row] for accuracy in accuracies] for row in accuracies[0]}
-    return _markdown(f"attack on {counts} images", list(stored), rows)
+    rows: dict[str, list[str]] = {}
+    for table in stored.values():
+        for row, predictions in zip(table.rows, table.predictions):
+            right, total = int((predictions == table.labels).sum()), len(table.labels)
+            low, high = wilson_interval(right, total)
+            rows.setdefault(row, []).append(_with_interval(100 * right / total, 100 * low, 100 * high))
+    return _markdown(f"attack on {total:,} images", list(stored), rows)
 
 
 def calibration_table(releases: Path) -> str | None:
@@ -123,11 +143,17 @@ def calibration_table(releases: Path) -> str | None:
         return None
     fields = {"expected_calibration_error": "ECE", "negative_log_likelihood": "NLL", "brier_score": "Brier"}
     columns = [f"{title} {version}" for title in fields.values() for version in scores]
-    rows = {row.name: [scores[version][row.name][field] for field in fields for version in scores] for row in ROWS}
-    return _markdown("perturbation", columns, rows, digits=3)
+    rows = {
+        row.name: [f"{scores[version][row.name][field]:.3f}" for field in fields for version in scores] for row in ROWS
+    }
+    return _markdown("perturbation", columns, rows)
 
 
-def _markdown(first: str, columns: Sequence[str], rows: dict[str, Sequence[float]], digits: int = 2) -> str:
+def _markdown(first: str, columns: Sequence[str], rows: dict[str, Sequence[str]]) -> str:
     lines = [f"| {first} | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
-    lines += [f"| {name} | {' | '.join(f'{value:.{digits}f}' for value in values)} |" for name, values in rows.items()]
+    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
     return "\n".join(lines)
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return f"{value:.2f}<br><sub>{low:.2f} to {high:.2f}</sub>"

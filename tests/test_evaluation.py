@@ -21,8 +21,11 @@ from transformers import (
 
 from nula.configuration_nula import CIFAR10_LABELS
 from nula.dataset import Split
+from nula.evaluation import studies
+from nula.evaluation.__main__ import main
 from nula.evaluation.accuracy import Table, evaluate, partial_folder, table_rows
 from nula.evaluation.classifiers import load_classifier, preprocessing
+from nula.evaluation.findings import CLAIMS
 from nula.evaluation.monte_carlo import correct_draws, gap, noise_rows
 from nula.evaluation.statistics import (
     calibration,
@@ -30,9 +33,13 @@ from nula.evaluation.statistics import (
     confusion_matrix,
     flips,
     mcnemar_p,
+    variance_ratio_interval,
     wilson_interval,
 )
+from nula.image_processing_nula import NulaImageProcessor
+from nula.model_card import figures
 from nula.perturbations.suite import ROWS
+from nula.weights import load_model, weights_sha256
 
 
 def brightest_channel(pixels: torch.Tensor) -> torch.Tensor:
@@ -107,14 +114,75 @@ def test_two_processes_count_as_one(tmp_path, tiny_folder):
         tables.append(Table.load(output))
         assert not list(output.glob("partial-*"))
         with np.load(output / "golden.npz") as golden:
-            np.testing.assert_allclose(
-                golden["logits"], tables[-1].logits[0, :16], atol=0.01
-            )  # stored in half precision
+            np.testing.assert_allclose(golden["logits"], tables[-1].logits[0, :16], atol=1e-5)
         assert set(json.loads((output / "calibration.json").read_text())["rows"]) == set(tables[-1].rows)
     assert tables[0].predictions.shape == (20, 200)
     for table in tables[1:]:
         assert np.array_equal(table.predictions, tables[0].predictions)
         assert np.array_equal(table.logits, tables[0].logits)
+
+
+def test_every_command_leaves_results_that_the_claims_are_read_from(tmp_path, tiny_folder, monkeypatch, capsys):
+    """All studies of two models on the sample, through the command line, then every picture and claim."""
+
+    def call(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["evaluation", *map(str, arguments)])
+        main()
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(studies, "LINE_BATCH", 10)
+    monkeypatch.setattr(studies, "CORRUPTIONS", ("fog",))
+    other = load_model(tiny_folder)
+    with torch.no_grad():
+        other.classifier.weight.add_(0.05 * torch.randn(other.classifier.weight.shape))
+    models = {"v0": tiny_folder, "v1": tmp_path / "other"}
+    other.save_pretrained(models["v1"])
+    NulaImageProcessor().save_pretrained(models["v1"])
+    results = {version: tmp_path / version for version in models}
+    for version, model in models.items():
+        common = ("--model", model, "--dataset", SAMPLE, "--output", results[version], "--cpu")
+        assert "Grayscale (Full Mix)" in call("table", *common)
+        assert "seed 1 " in call("noise", *common, "--draws", 2)
+        assert "fog 5" in call("corruptions", *common)
+        call("sensitivity", *common, "--images", 4)
+        call("curvature", *common, "--images", 4, "--subsets", 2)
+        assert "box ε = 8/255" in call("null-space", *common, "--images", 4)
+        call("certified", *common, "--images", 2, "--draws", 10)
+    assert "measured anew" in call("basin", *common, "--start", models["v0"], "--images", 120)
+    assert "flips" in call("compare", *results.values())
+    printed = call("claims", *results.values())
+    assert printed.count("\n    ") == len(CLAIMS)
+    assert "not measured" not in printed
+    for draw in figures.FROM_RESULTS.values():
+        assert all(axes.has_data() for axes in draw(results).axes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("noise", "--draws", "1"), "'1' must be an integer of at least 2"),
+        (("curvature", "--subsets", "0"), "'0' must be an integer of at least 2"),
+        (("basin", "--images", "100"), "'100' must be an integer of at least 101"),
+    ],
+)
+def test_too_few_to_tell_a_spread_are_refused(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluation", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert message in capsys.readouterr().err
+
+
+def test_weights_have_one_name_whatever_their_files(tiny_folder, tmp_path):
+    model = load_model(tiny_folder)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="5KB")
+    assert not (tmp_path / "shards" / "model.safetensors").exists()
+    named = weights_sha256(tmp_path / "shards")
+    assert named == weights_sha256(tmp_path / "shards") != weights_sha256(tiny_folder)
+    (tmp_path / "pickled").mkdir()
+    torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
+    assert len(weights_sha256(tmp_path / "pickled")) == 64
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        weights_sha256(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +294,25 @@ def test_calibration_by_hand():
     assert result.expected_calibration_error == pytest.approx((0.2 + 0.6) / 2)
     assert result.negative_log_likelihood == pytest.approx(-(np.log(0.8) + np.log(0.4)) / 2)
     assert result.brier_score == pytest.approx((0.04 + 0.04 + 0.36 + 0.36) / 2)
+
+
+def test_calibration_errors_of_a_bin_cancel():
+    # 0.71 and 0.72 share the bin (0.667, 0.733]: one is right, one is wrong, so their 50 % is compared with 71.5 %.
+    # 2/3 is the upper edge of the bin before, where it is right with certainty.
+    confidence = np.array([0.71, 0.72, 2 / 3 - 1e-12])
+    logits = np.log(np.stack([confidence, 1 - confidence], axis=1))
+    result = calibration(logits, np.array([0, 1, 0]))
+    assert result.expected_calibration_error == pytest.approx((2 * 0.215 + 1 / 3) / 3)
+    assert calibration(logits, np.array([0, 1, 0]), bins=1000).expected_calibration_error == pytest.approx(
+        (0.29 + 0.72 + 1 / 3) / 3
+    )
+
+
+def test_the_interval_of_a_ratio_of_variances_covers_it():
+    generator = np.random.default_rng(0)
+    samples = generator.normal(size=(2000, 2, 4)) * np.array([[3.0], [1.0]])
+    low, high = np.array([variance_ratio_interval(a, b) for a, b in samples]).T
+    assert ((low <= 9) & (high >= 9)).mean() == pytest.approx(0.95, abs=0.02)
 
 
 def test_every_realisation_is_another_and_the_same_for_every_model(test_split):

@@ -12,7 +12,7 @@ from nula.evaluation import findings as module
 from nula.evaluation.accuracy import Table
 from nula.evaluation.findings import FAILS, HOLDS, UNCLEAR, UNMEASURED, findings
 from nula.evaluation.monte_carlo import row_name
-from nula.evaluation.studies import OPERATORS
+from nula.evaluation.studies import ALPHAS, INTERPOLATED, MEASURED_ANEW, OPERATORS, PATH_CONDITIONS, path_row
 from nula.model_card import figures, tables
 from nula.model_card.card import PICTURES
 from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES
@@ -20,46 +20,73 @@ from nula.perturbations.suite import ROWS
 
 IMAGES, CLASSES = 400, 10
 TRUCK = 9
+ORIGIN = {"dataset": {"sha256": "same"}, "definitions_version": 0}
 
 
-def table(folder: Path, rows: list[tuple[str, int]], accuracy: float, seed: int) -> None:
+def table(folder: Path, rows: list[tuple[str, int]], accuracy: float, seed: int, weights: str = "") -> None:
     """Predictions that are right with this probability, and else the next class, never a truck."""
-    generator = np.random.default_rng(seed)
+    right = np.random.default_rng(seed).random((len(rows), IMAGES)) < accuracy
+    save(folder, rows, right, ORIGIN | {"weights_sha256": weights})
+
+
+def save(folder: Path, rows: list[tuple[str, int]], right: np.ndarray, provenance: dict) -> None:
     labels = (np.arange(IMAGES) % CLASSES).astype(np.uint8)
     wrong = (labels + 1) % (CLASSES - 1)
-    right = generator.random((len(rows), IMAGES)) < accuracy
     names, seeds = zip(*rows)
     Table(
         rows=names,
         seeds=seeds,
         predictions=np.where(right, labels, wrong).astype(np.uint8),
         labels=labels,
-        provenance={},
+        provenance=provenance,
     ).save(folder)
 
 
-def results(folder: Path, *, clean: float, noise: float, norm: float, eigenvalue: float, seed: int) -> Path:
-    """A folder of results like those of the release, of one model."""
+def results(
+    folder: Path,
+    *,
+    clean: float = 0.9,
+    noise: float = 0.7,
+    norm: float = 2.0,
+    eigenvalue: float = 10,
+    spread: float = 0.2,
+    noisy: float = 3,
+    seed: int = 0,
+) -> Path:
+    """A folder of results like those of the release, of one model. Every realisation of the noise is the same.
+
+    `spread`: of the logarithms of the eigenvalues over subsets; `noisy`: how many times as large they are under noise.
+    """
     generator = np.random.default_rng(seed)
-    table(folder, [(row.name, 0) for row in ROWS], clean, seed)
+    table(folder, [(row.name, 0) for row in ROWS], clean, seed, weights=folder.name)
     draws = [(row_name(0.05), draw) for draw in range(5)] + [(row_name(0.1), 0)]
-    table(folder / "noise", draws, noise, seed + 1)
-    provenance = {"provenance": {"dataset": {"sha256": "same"}}}
+    right = np.random.default_rng(seed + 1).random(IMAGES) < noise
+    save(folder / "noise", draws, np.tile(right, (len(draws), 1)), ORIGIN)
+    provenance = {"provenance": ORIGIN}
     norms = {sigma: (norm * generator.lognormal(0, 0.1, 50)).tolist() for sigma in ("0.0", "0.1")}
     (folder / "sensitivity.json").write_text(json.dumps(provenance | {"norms": norms}))
-    parts = [
-        {"power_iteration": {"eigenvalue": value}, "lanczos": {"smallest": -value / 10, "largest": value}}
-        for value in eigenvalue * generator.lognormal(0, 0.05, 4)
-    ]
-    (folder / "curvature.json").write_text(json.dumps(provenance | {"eigenvalues": {"0.0": parts, "0.1": parts}}))
+    eigenvalues = {
+        sigma: [
+            {
+                "power_iteration": {"eigenvalue": -value, "converged": True},
+                "lanczos": {"smallest": -value, "largest": value / 10},
+            }
+            for value in size * generator.lognormal(0, spread, 4)
+        ]
+        for sigma, size in (("0.0", eigenvalue), ("0.1", noisy * eigenvalue))
+    }
+    (folder / "curvature.json").write_text(json.dumps(provenance | {"eigenvalues": eigenvalues}))
     found = {"labels": [3, None, 5, 1], "bounds": [0.9, 0.4, 0.8, 0.7], "radii": [0.2, 0.0, 0.1, 0.05]}
     certificates = provenance | {"truth": [3, 2, 5, 0], "certificates": {"0.1": found}}
     (folder / "certified.json").write_text(json.dumps(certificates))
     return folder
 
 
-def line(folder: Path, changes: dict[str, list[float]], clean: list[float]) -> None:
-    """basin.json with these changes of the loss by operator, one for each of four batches, and this path."""
+def line(folder: Path, changes: dict[str, list[float]], clean: dict[float, int], start: str = "v0") -> None:
+    """A study of the line with these changes of the loss by operator, one for each of four batches.
+
+    `clean`: how many of the images are right at α, the first ones, where it is not 360.
+    """
     shapes = {
         name: {
             "slopes": values,
@@ -68,12 +95,16 @@ def line(folder: Path, changes: dict[str, list[float]], clean: list[float]) -> N
         }
         for name, values in changes.items()
     }
-    accuracies = [{module.CLEAN: value, module.NOISE: value - 5, "resize ×0.25": value - 20} for value in clean]
-    path = [
-        {"alpha": alpha, "interpolated": accuracy, "measured_anew": accuracy}
-        for alpha, accuracy in zip((0.0, 0.5, 1.0), accuracies)
-    ]
-    (folder / "basin.json").write_text(json.dumps({"path": path, "shapes": shapes}))
+    provenance = ORIGIN | {"start_weights_sha256": start, "weights_sha256": folder.name}
+    (folder / "basin.json").write_text(json.dumps({"provenance": provenance, "shapes": shapes}))
+    counts = {
+        path_row(condition, statistics, alpha): clean.get(alpha, 360) - cost
+        for cost, condition in enumerate(PATH_CONDITIONS)
+        for statistics in (INTERPOLATED, MEASURED_ANEW)
+        for alpha in ALPHAS
+    }
+    right = np.arange(IMAGES) < np.array([*counts.values()])[:, None]
+    save(folder / "basin", [(row, 0) for row in counts], right, provenance)
 
 
 FLAT = {name: [0.001, -0.001, 0.002, 0.0] for name in OPERATORS}
@@ -82,9 +113,9 @@ EFFECTIVE = FLAT | {module.NOISE: [-0.5, -0.51, -0.49, -0.52]}
 
 @pytest.fixture
 def as_claimed(tmp_path) -> tuple[Path, Path]:
-    v0 = results(tmp_path / "v0", clean=0.9, noise=0.7, norm=2.0, eigenvalue=10, seed=0)
-    v1 = results(tmp_path / "v1", clean=0.9, noise=0.9, norm=1.0, eigenvalue=5, seed=0)
-    line(v1, EFFECTIVE, [90, 90, 91])
+    v0 = results(tmp_path / "v0")
+    v1 = results(tmp_path / "v1", noise=0.9, norm=1.0, eigenvalue=5, spread=0.002, noisy=1)
+    line(v1, EFFECTIVE, {1.0: 362})
     return v0, v1
 
 
@@ -96,28 +127,79 @@ def test_what_is_as_claimed_holds(as_claimed):
     found = verdicts(*as_claimed)
     assert found.pop("drift") == UNCLEAR  # nothing here is ever wrongly called a truck
     assert found.pop("trade_off") == FAILS  # the same answers to every clean image: nothing flips
-    assert set(found.values()) == {HOLDS}
+    assert found.pop("weak_evidence") == UNCLEAR  # nor are there others to flattened ones
+    assert found == dict.fromkeys(found, HOLDS)
 
 
 def test_the_opposite_does_not_hold(as_claimed):
     v0, v1 = as_claimed
-    line(v0, EFFECTIVE | {name: [0.5, 0.5, 0.51, 0.5] for name in ("decimate ×2",)}, [90, 60, 91])
+    line(v0, EFFECTIVE | {name: [0.5, 0.5, 0.51, 0.5] for name in ("decimate ×2",)}, {0.5: 300}, start="v1")
     found = verdicts(v1, v0)
-    assert {found[name] for name in ("noise_distributions", "noise_gap", "jacobian", "curvature")} == {FAILS}
+    opposite = ("noise_distributions", "noise_gap", "jacobian", "curvature", "steadiness", "curvature_with_noise")
+    assert {name: found[name] for name in opposite} == dict.fromkeys(opposite, FAILS)
     assert (found["basin"], found["path"]) == (FAILS, FAILS)
 
 
 def test_what_cannot_be_told_is_said_to_be_so(as_claimed, tmp_path):
     v0, _ = as_claimed
-    other = results(tmp_path / "other", clean=0.9, noise=0.7, norm=2.0, eigenvalue=10, seed=3)
-    line(other, EFFECTIVE | {"decimate ×2": [-0.3, 0.3, 0.2, -0.2]}, [90, 90, 90])
+    other = results(tmp_path / "other", seed=3)
+    line(other, EFFECTIVE | {"decimate ×2": [-0.3, 0.3, 0.2, -0.2]}, {0.25: 357})
     found = verdicts(v0, other)
-    assert {found[name] for name in ("noise_gap", "jacobian", "curvature", "basin", "trade_off")} == {UNCLEAR}
-    study = json.loads((other / "curvature.json").read_text())
+    unclear = ("jacobian", "curvature", "steadiness", "curvature_with_noise", "basin", "path", "trade_off")
+    assert {name: found[name] for name in unclear} == dict.fromkeys(unclear, UNCLEAR)
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "title"),
+    [
+        ("lanczos", {"smallest": None, "largest": None}, "Lanczos"),
+        ("power_iteration", {"eigenvalue": 1, "converged": False}, "power iteration"),
+    ],
+)
+def test_a_spectrum_that_did_not_converge_shows_nothing(as_claimed, method, value, title):
+    v0, v1 = as_claimed
+    study = json.loads((v1 / "curvature.json").read_text())
+    study["eigenvalues"]["0.1"][0][method] = value
+    (v1 / "curvature.json").write_text(json.dumps(study))
+    evidence, verdict = module.curvature(v0, v1)
+    assert f"σ = 0.1, {title}: not converged" in evidence
+    assert verdict == UNCLEAR
+
+
+def test_spectra_are_compared_by_size_and_of_the_same_subsets(as_claimed):
+    v0, v1 = as_claimed
+    study = json.loads((v1 / "curvature.json").read_text())
     for part in study["eigenvalues"]["0.1"]:
-        part["lanczos"] = {"smallest": None, "largest": None}
-    (other / "curvature.json").write_text(json.dumps(study))
-    assert "σ = 0.1, lanczos: not converged" in module.curvature(v0, other)[0]
+        part["power_iteration"]["eigenvalue"] = -40.0  # below v0's −10, and four times its size
+    (v1 / "curvature.json").write_text(json.dumps(study))
+    assert module.curvature(v0, v1)[1] == FAILS
+    study["eigenvalues"]["0.1"].pop()
+    (v1 / "curvature.json").write_text(json.dumps(study))
+    with pytest.raises(ValueError, match="different numbers of subsets"):
+        module.curvature(v0, v1)
+
+
+def test_a_line_between_other_models_is_refused(as_claimed):
+    v0, v1 = as_claimed
+    line(v1, EFFECTIVE, {}, start="another")
+    for claim in (module.basin, module.path):
+        with pytest.raises(ValueError, match=r"the line in .*v1 is of other weights than the table in .*v0"):
+            claim(v0, v1)
+
+
+def test_a_folder_without_a_table_is_named(as_claimed, tmp_path):
+    with pytest.raises(ValueError, match=r"nothing holds no table; give a folder that `table` wrote"):
+        findings(as_claimed[0], tmp_path / "nothing")
+
+
+def test_a_gap_that_differs_between_realisations_has_not_settled(as_claimed):
+    v0, v1 = as_claimed
+    stored = Table.load(v1 / "noise")
+    stored.predictions[0, stored.predictions[0] == stored.labels] += 10  # one realisation, in which nothing is right
+    stored.save(v1 / "noise")
+    evidence, verdict = module.noise_gap(v0, v1)
+    assert "within 0.2 points of Δ never" in evidence
+    assert verdict == UNCLEAR
 
 
 def test_trucks_are_counted(as_claimed):
@@ -127,7 +209,18 @@ def test_trucks_are_counted(as_claimed):
     stored.save(v1)
     evidence, verdict = module.drift(v0, v1)
     assert verdict == HOLDS
-    assert "0 by v0, 40 by v1 (+10.000 points" in evidence
+    assert "0.00 % by v0, 0.50 % by v1 (+0.500 points" in evidence  # every tenth image, under one of twenty rows
+
+
+def test_flattened_images_decide_who_recovers_weak_evidence(as_claimed):
+    v0, v1 = as_claimed
+    for folder, row in ((v1, 16), (v1, 17)):
+        stored = Table.load(folder)
+        stored.predictions[row, :100] = (stored.labels[:100] + 1) % CLASSES
+        stored.save(folder)
+        verdict = module.weak_evidence(v0, v1)[1]
+    assert verdict == HOLDS
+    assert module.weak_evidence(v1, v0)[1] == FAILS
 
 
 def test_what_was_not_measured_is_said_to_be_so(as_claimed):
@@ -151,12 +244,44 @@ def test_results_of_other_images_are_refused(as_claimed):
         findings(v0, v1)
 
 
+@pytest.mark.parametrize("field", ["dataset", "definitions_version"])
+def test_tables_of_other_origin_are_refused(field, as_claimed):
+    v0, v1 = as_claimed
+    stored = Table.load(v1)
+    stored.provenance[field] = {"sha256": "other"} if field == "dataset" else 1
+    stored.save(v1)
+    with pytest.raises(ValueError, match="by the same definitions"):
+        findings(v0, v1)
+
+
 @pytest.mark.parametrize("name", figures.FROM_RESULTS)
 def test_every_figure_can_be_drawn(name, as_claimed, tmp_path):
     figure = figures.FROM_RESULTS[name](dict(zip(("v0", "v1"), as_claimed)))
     assert isinstance(figure, Figure)
+    assert all(axes.has_data() for axes in figure.axes)
     figure.savefig(tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+def test_figures_show_the_results(as_claimed):
+    v0, v1 = as_claimed
+    found = {"v0": v0, "v1": v1}
+    clean = [100 * (table.predictions[0] == table.labels).mean() for table in map(Table.load, as_claimed)]
+    dots = [container.lines[0].get_xydata()[0, 0] for container in figures.table(found).axes[0].containers]
+    assert dots == pytest.approx(clean)
+    noisy = [
+        100 * (table.predictions[0] == table.labels).mean() for table in (Table.load(v / "noise") for v in as_claimed)
+    ]
+    gap = noisy[1] - noisy[0]
+    *lines, mean = figures.running_gap(found).axes[0].lines
+    assert [curve.get_ydata()[-1] for curve in lines] == pytest.approx([gap] * 5)
+    assert mean.get_ydata()[0] == pytest.approx(gap)
+    norms = json.loads((v1 / "sensitivity.json").read_text())["norms"]
+    medians = figures.sensitivity(found).axes[0].containers[1].lines[0].get_ydata()
+    assert medians.tolist() == pytest.approx([np.median(values) for values in norms.values()])
+    ends = [container.lines[0].get_ydata() for container in figures.curvature(found).axes[0].containers]
+    assert [np.sign(values).tolist() for values in ends] == [[1, 1], [-1, -1]] * 2  # largest, smallest, of v0 and v1
+    clean_path = figures.path(found).axes[0].lines[0]
+    assert clean_path.get_xydata()[ALPHAS.index(1.0)].tolist() == [1.0, 100 * 362 / IMAGES]
 
 
 def test_the_certified_curve_counts_what_is_right_and_certified_that_far(as_claimed):
@@ -176,6 +301,12 @@ def test_figures_of_images_can_be_drawn(as_claimed, test_split, tmp_path):
     stored = Table.load(v1)
     stored.predictions[0, 3] = (stored.predictions[0, 3] + 1) % 10
     stored.save(v1)
+    with pytest.raises(ValueError, match="the results of v0 are of other images"):
+        figures.flipped({"v0": v0, "v1": v1}, test_split)
+    for folder in as_claimed:
+        stored = Table.load(folder)
+        stored.provenance["dataset"]["sha256"] = test_split.fingerprint
+        stored.save(folder)
     figure = figures.flipped({"v0": v0, "v1": v1}, test_split)
     assert [axes.get_title() != "" for axes in figure.axes].count(True) == 1
     figure.savefig(tmp_path / "flipped.png")
@@ -190,21 +321,26 @@ def test_tables_of_studies(tmp_path):
         predictions = np.ones((len(rows), 4), np.uint8)
         predictions[:, :right] = 0
         predictions[1] = 0  # every image at the first corruption's second severity
-        Table(rows=rows, seeds=(0,) * len(rows), predictions=predictions, labels=labels, provenance={}).save(
+        Table(rows=rows, seeds=(0,) * len(rows), predictions=predictions, labels=labels, provenance=ORIGIN).save(
             results / "corruptions"
         )
         Table(
-            rows=("clean", "box ε = 2/255"), seeds=(0, 0), predictions=predictions[:2], labels=labels, provenance={}
+            rows=("clean", "box ε = 2/255"), seeds=(0, 0), predictions=predictions[:2], labels=labels, provenance=ORIGIN
         ).save(results / "null_space")
         scores = {"expected_calibration_error": 0.25, "negative_log_likelihood": right, "brier_score": 0.125}
         (results / "calibration.json").write_text(json.dumps({"rows": {row.name: scores for row in ROWS}}))
     corruptions = tables.corruptions_table(tmp_path).splitlines()
-    assert corruptions[2] == "| gaussian noise | 40.00 | 80.00 |"
-    assert corruptions[-1] == f"| mean | {25 + 15 / 14:.2f} | {75 + 5 / 14:.2f} |"
+    # One image is always right and three in one severity of five; the other way about for v1.
+    assert corruptions[2] == (
+        "| gaussian noise | 40.00<br><sub>-23.65 to 103.65</sub> | 80.00<br><sub>16.35 to 143.65</sub> |"
+    )
+    means = [cell.partition("<")[0].strip() for cell in corruptions[-1].strip("|").split("|")]
+    assert means == ["mean", f"{25 + 15 / 14:.2f}", f"{75 + 5 / 14:.2f}"]
     assert len(corruptions) == 2 + len(CORRUPTIONS) + 1
     attacks = tables.attacks_table(tmp_path).splitlines()
     assert attacks[0] == "| attack on 4 images | v0 | v1 |"
-    assert attacks[2:] == ["| clean | 25.00 | 75.00 |", "| box ε = 2/255 | 100.00 | 100.00 |"]
+    assert attacks[2].startswith("| clean | 25.00<br><sub>4.56 to 69.94</sub> | 75.00<br><sub>30.06 to 95.44</sub> |")
+    assert attacks[3].startswith("| box ε = 2/255 | 100.00<br><sub>51.01 to 100.00</sub> |")
     assert tables.calibration_table(tmp_path).splitlines()[2] == (
         "| Clean (CIFAR-10 Test) | 0.250 | 0.250 | 1.000 | 3.000 | 0.125 | 0.125 |"
     )

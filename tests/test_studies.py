@@ -185,10 +185,11 @@ def test_the_box_projection_is_the_nearest_point():
         assert ((delta - nearest) * (other - nearest)).sum() <= 1e-4
 
 
-def test_the_studies_run_on_a_small_model(classifier, test_split, train_split, tiny_folder):
+def test_the_studies_run_on_small_models(classifier, linear, test_split):
     few, device = test_split.first(20), torch.device("cpu")
     norms = studies.sensitivity(classifier, few, device, (0.0, 0.1))["norms"]
     assert {sigma: len(values) for sigma, values in norms.items()} == {"0.0": 20, "0.1": 20}
+    assert norms["0.0"] != norms["0.1"]
     eigenvalues = studies.curvature(classifier, few, device, (0.0,), subsets=2)["eigenvalues"]["0.0"]
     assert len(eigenvalues) == 2
     for one in eigenvalues:
@@ -196,19 +197,32 @@ def test_the_studies_run_on_a_small_model(classifier, test_split, train_split, t
         assert one["lanczos"]["largest"] >= one["power_iteration"]["eigenvalue"] - 1e-2
     with pytest.raises(ValueError, match="20 images cannot be cut into 3 equal subsets"):
         studies.curvature(classifier, few, device, (0.0,), subsets=3)
-    table = studies.null_space_table(classifier, few, device, {})
+    table = studies.null_space_table(linear, few, device, {})
     assert table.rows[:4] == ("clean", "free ε = 2/255", "free ε = 4/255", "free ε = 8/255")
     assert table.predictions.shape == (10, 20)
+    right = dict(zip(table.rows, (table.predictions == table.labels).sum(axis=1)))
+    for projection in PROJECTIONS:
+        assert right[f"{projection} ε = 8/255"] <= right["clean"]
+    assert (table.predictions[1:] != table.predictions[0]).any()
 
 
-def test_the_basin_is_measured_from_start_to_end(classifier, test_split, train_split, tiny_folder):
+def test_the_basin_is_measured_from_start_to_end(classifier, test_split, train_split, tiny_folder, monkeypatch):
     few, device = test_split.first(20), torch.device("cpu")
     end = load_classifier(str(tiny_folder), device)
     with torch.no_grad():
         end.model.classifier.weight.add_(1e-3 * torch.randn(end.model.classifier.weight.shape))
         end.model.nula.stages[0].widening.normalization.running_mean.add_(1.0)  # not part of Δθ
-    result = studies.basin(classifier, end, few, train_split.first(20).images, device, alphas=(0.0, 0.5), batch_size=10)
-    assert [point["alpha"] for point in result["path"]] == [0.0, 0.5]
+    monkeypatch.setattr(studies, "LINE_BATCH", 10)
+    path = studies.path_table(classifier, end, few, train_split.first(20).images, device, {})
+    assert path.predictions.shape == (9 * 2 * 3, 20)
+    clean = few.images.permute(0, 3, 1, 2).float() / 255
+    for alpha, model in ((0.0, classifier), (1.0, end)):
+        row = path.rows.index(studies.path_row(studies.CLEAN, studies.INTERPOLATED, alpha))
+        assert path.predictions[row].tolist() == model(clean).argmax(dim=1).tolist()
+    renewed = path.rows.index(studies.path_row(studies.CLEAN, studies.MEASURED_ANEW, 0.0))
+    model = with_new_statistics(classifier, train_split.first(20).images.permute(0, 3, 1, 2).float() / 255)
+    assert path.predictions[renewed].tolist() == model(clean).argmax(dim=1).tolist()
+    result = studies.shapes(classifier, end, few, device)
     assert set(result["shapes"]) == set(studies.OPERATORS)
     for shape in result["shapes"].values():
         changes = np.array(shape["loss"]["end"]) - np.array(shape["loss"]["start"])

@@ -139,7 +139,7 @@ def train(
             torch.manual_seed(_mixed(seed, epoch, step, rank, 1))  # dropout draws from the device's own generator
             if recipe.restarted(epoch) and recipe.restart_dropout is not None:
                 original.nula.stem.dropout.p = recipe.restart_dropout
-            pixels, operators = perturb(crop_and_flip(images, share, recipe, generator), recipe.at(epoch), generator)
+            pixels, operators = perturb(crop_and_flip(images, share, recipe, generator), recipe, generator)
             middle = clock.read() if timed else 0.0
             logits = model(normalize(pixels)).logits
             loss = F.cross_entropy(logits, labels[share], label_smoothing=recipe.label_smoothing)
