@@ -398,6 +398,22 @@ def test_a_restart_has_its_own_dropout(tiny_model, train_split, tmp_path):
     assert per_epoch == pytest.approx([before, before, 0.75], abs=0.01)
 
 
+def test_the_weights_of_both_cycles_are_averaged(tiny_model, train_split, tmp_path):
+    recipe = replace(V0, warmup_epochs=1, cosine_epochs=1, restart_epochs=1, batch_size=64)
+    start = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    first, _ = train(
+        tiny_model, replace(recipe, restart_epochs=0), train_split, Accelerator(cpu=True), tmp_path / "first", seed=0
+    )
+    first = {name: tensor.clone() for name, tensor in first.state_dict().items()}
+    tiny_model.load_state_dict(start)
+    both, _ = train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path / "both", seed=0)
+    last = load_file(tmp_path / "both" / "checkpoint" / "model.safetensors")
+    for name, tensor in both.state_dict().items():
+        if tensor.is_floating_point():
+            assert torch.equal(tensor, torch.lerp(first[name], last[name], 0.5))
+    assert not torch.equal(first["classifier.weight"], last["classifier.weight"])
+
+
 def test_training_learns(tiny_model, train_split, tmp_path):
     recipe = replace(V0, warmup_epochs=1, cosine_epochs=9, restart_epochs=0, batch_size=32, label_smoothing=0.0)
     _, log = train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path, seed=0)

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
@@ -34,6 +35,29 @@ class Progress:
 
     def load_state_dict(self, state: dict) -> None:
         vars(self).update(state)
+
+
+class FirstCycle:
+    """The model at the end of the first cycle of the learning rate, to be averaged with that at the end of the run."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    def keep(self, model: torch.nn.Module) -> None:
+        self.tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    @torch.no_grad()
+    def average_into(self, model: torch.nn.Module) -> None:
+        """Make parameters and BatchNorm statistics of `model` the mean of the kept ones and its own."""
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.lerp(self.tensors[name].to(tensor.device), tensor, 0.5))
+
+    def state_dict(self) -> dict:
+        return self.tensors
+
+    def load_state_dict(self, state: dict) -> None:
+        self.tensors = dict(state)
 
 
 def check_folder(output_dir: Path, state_bytes: int, resume: bool) -> None:

@@ -20,7 +20,7 @@ from nula.dataset import SIDE, Split
 from nula.image_processing_nula import normalize
 from nula.modeling_nula import NulaForImageClassification
 from nula.train.augmentation import crop_and_flip, perturb
-from nula.train.checkpoints import Progress, check_folder, load_checkpoint, save_checkpoint
+from nula.train.checkpoints import FirstCycle, Progress, check_folder, load_checkpoint, save_checkpoint
 from nula.train.interruption import Interruption, TrainingInterrupted
 from nula.train.optimizers import build_optimizers, build_scheduler
 from nula.train.recipe import OPERATORS, Recipe
@@ -90,7 +90,8 @@ def train(
         raise ValueError("mixed precision fp16 is not supported, as two optimisers would share its scaler; take bf16.")
     checkpoint = output_dir / "checkpoint"
     weights_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    check_folder(output_dir, 3 * weights_bytes, resume)  # weights and up to two moments
+    copies = 4 if recipe.restart_epochs else 3  # weights, up to two moments, and the weights before the restart
+    check_folder(output_dir, copies * weights_bytes, resume)
     accelerator.wait_for_everyone()
 
     images, labels = data.images.to(device), data.labels.to(device)
@@ -111,10 +112,10 @@ def train(
         "mixed_precision": accelerator.mixed_precision,
         "dynamo_backend": dynamo_backend(accelerator),
     }
-    progress = Progress()
+    progress, first_cycle = Progress(), FirstCycle()
     # The schedulers are not prepared: accelerate would step them once for each process, and a step here is a global
     # batch.
-    accelerator.register_for_checkpointing(progress, *schedulers)
+    accelerator.register_for_checkpointing(progress, *schedulers, first_cycle)
     if resume:
         load_checkpoint(accelerator, checkpoint, identity)
 
@@ -172,6 +173,8 @@ def train(
             progress.seconds += time.perf_counter() - started
             bar.update()
             bar.set_postfix(loss=f"{loss_value:.3f}", refresh=False)
+            if recipe.restart_epochs and progress.step == total - recipe.restart_epochs * steps_per_epoch:
+                first_cycle.keep(original)
             if progress.step % LOGGED_EVERY == 0:
                 accelerator.log({"loss": loss_value, "learning_rate": schedulers[0].get_last_lr()[0]}, progress.step)
             if progress.step % steps_per_epoch == 0:
@@ -185,6 +188,8 @@ def train(
                 save_checkpoint(accelerator, checkpoint, identity)
             if asked_to_stop and progress.step < last:
                 raise TrainingInterrupted(interruption.signum or signal.SIGTERM, progress.step, last)
+    if recipe.restart_epochs and progress.step == total:
+        first_cycle.average_into(original)
     _check_agreement(model, accelerator)
     return original, _speed(progress.epochs, steps_per_epoch * recipe.batch_size, flops, processes)
 
