@@ -106,8 +106,27 @@ def render(records: dict[str, dict]) -> str:
             cells = [f"{value - base[row]:+.2f}".replace("-", "−") for row, value in zip(SHOWN, values)]
         lines.append(f"| {name} | {TRIALS[name].change} | {' | '.join(cells)} |")
     commands = [training_command(record) for record in records.values()]
-    lines += ["", "The commands:", "", "```", *commands, "```", ""]
+    lines += ["", "The commands:", "", "```", *commands, "```", "", *restart_lines(), ""]
     return "\n".join(lines)
+
+
+def restart_lines() -> list[str]:
+    """How v0's restart was settled, from its record."""
+    record = json.loads((RESULTS / "restart.json").read_text())
+    rows = [row for row in SHOWN if row in record["runs"][0]["accuracy"]]
+    lines = [
+        "## The restart",
+        "",
+        "Runs of the release's own net, measured on images they were trained on: this tells what a restart gains and",
+        f"unlearns, not how it generalises. Accuracy in percent on {record['images']}.",
+        "",
+        f"| run | {' | '.join(SHOWN[row] for row in rows)} |",
+        "|---|" + "--:|" * len(rows),
+    ]
+    for run in record["runs"]:
+        cells = [f"{run['accuracy'][row]:.2f}" for row in rows]
+        lines.append(f"| {run['run']} | {' | '.join(cells)} |")
+    return lines
 
 
 def load_records() -> dict[str, dict]:
