@@ -121,7 +121,7 @@ def release_tag() -> str:
 
 def again(training: dict, base: str) -> str:
     """The command that does a run again, with the Hub's names for what was read from folders."""
-    command = training_command(training)
+    command = re.sub(r"(--output_dir) \S+", rf"\1 {training['recipe']['name']}", training_command(training))
     if is_cifar10(training["dataset"]):
         command = re.sub(r" --dataset \S+", "", command)  # it is the default
     return re.sub(r"(--v0) \S+", rf"\1 {base}", command) if base else command
