@@ -110,10 +110,15 @@ def classify(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text}")
-    return int(text)
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an argument that is an integer from `least` on."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least {least}")
+        return int(text)
+
+    return number
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -128,8 +133,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("paths", nargs="+", metavar="PATH", help="a file, folder or URL; -: the lines of stdin")
     command.add_argument("--model", default=DEFAULT_MODEL, help="Hub id, or folder of a release (default: %(default)s)")
     command.add_argument("--revision", help="commit or tag of the Hub id")
-    command.add_argument("--top-k", type=positive, default=5, help="labels for each image (default: %(default)s)")
-    command.add_argument("--batch-size", type=positive, default=64, help="images at a time (default: %(default)s)")
+    command.add_argument("--top-k", type=at_least(1), default=5, help="labels for each image (default: %(default)s)")
+    command.add_argument("--batch-size", type=at_least(1), default=64, help="images at a time (default: %(default)s)")
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", dest="format", action="store_const", const=as_json, help="one JSON object a line")
     form.add_argument("--csv", dest="format", action="store_const", const=as_csv, help="one row for each label")

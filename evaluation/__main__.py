@@ -6,7 +6,6 @@ Measures classifiers. Every command leaves raw results with their provenance; `c
 import argparse
 import datetime
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from nula.cli import at_least
 from nula.dataset import Split, load_split
 from nula.evaluation import studies
 from nula.evaluation.accuracy import Measurement, Table, evaluate, save_finished, table_rows
@@ -184,17 +184,6 @@ def basin(arguments: argparse.Namespace) -> None:
     path = studies.path_table(start, end, data, calibration.images, device, described)
     path.save(arguments.output / "basin")
     print_accuracies(path)
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """The type of an argument that is an integer from `least` on."""
-
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least {least}")
-        return int(text)
-
-    return number
 
 
 def build_parser() -> argparse.ArgumentParser:

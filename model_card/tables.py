@@ -53,12 +53,8 @@ def results_table(releases: Path) -> str:
         for version, table in tables.items():
             right.append(table.predictions[index] == table.labels)
             low, high = wilson_interval(int(right[-1].sum()), len(right[-1]))
-            value = f"{100 * right[-1].mean():.2f}"
-            value = f"**{value}**" if version == "v1" else value
-            cells += [
-                f"{value}<br><sub>{100 * low:.2f} to {100 * high:.2f}</sub>",
-                f"{published(version)[row.name]:.2f}",
-            ]
+            value = _with_interval(100 * right[-1].mean(), 100 * low, 100 * high, bold=version == "v1")
+            cells += [value, f"{published(version)[row.name]:.2f}"]
         if both:
             change, low, high = mean_interval(100.0 * right[1] - 100.0 * right[0])
             cells.append(f"{change:+.2f}<br><sub>{low:+.2f} to {high:+.2f}</sub>".replace("-", "−"))
@@ -155,5 +151,6 @@ def _markdown(first: str, columns: Sequence[str], rows: dict[str, Sequence[str]]
     return "\n".join(lines)
 
 
-def _with_interval(value: float, low: float, high: float) -> str:
-    return f"{value:.2f}<br><sub>{low:.2f} to {high:.2f}</sub>"
+def _with_interval(value: float, low: float, high: float, bold: bool = False) -> str:
+    mark = "**" if bold else ""
+    return f"{mark}{value:.2f}{mark}<br><sub>{low:.2f} to {high:.2f}</sub>"

@@ -14,7 +14,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 
-from nula.cli import positive
+from nula.cli import at_least
 from nula.dataset import Split, load_split
 from nula.evaluation.accuracy import evaluate, table_rows
 from nula.evaluation.classifiers import load_classifier
@@ -35,13 +35,13 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--dataset", default="uoft-cs/cifar10", help="Hub id, or a folder of the same layout")
     parser.add_argument("--output_dir", type=Path, required=True, help="receives weights, training.json, checkpoint/")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and augmentation")
-    parser.add_argument("--max_steps", type=positive, help="stop after this many steps of the schedule, for tests")
-    parser.add_argument("--checkpoint_steps", type=positive, help="steps between checkpoints; an epoch unless given")
+    parser.add_argument("--max_steps", type=at_least(1), help="stop after this many steps of the schedule, for tests")
+    parser.add_argument("--checkpoint_steps", type=at_least(1), help="steps between checkpoints; an epoch unless given")
     parser.add_argument("--resume", action="store_true", help="go on from output_dir/checkpoint")
     parser.add_argument("--report_to", help="a tracker that accelerate knows, such as tensorboard; none unless given")
     parser.add_argument(
         "--validation_images",
-        type=positive,
+        type=at_least(1),
         help="train without the last so many images of the training split, and measure on them at the end",
     )
     parser.add_argument("--push_to_hub", action="store_true", help="measure the result, write its card and push it")
