@@ -20,6 +20,7 @@ MODELS = {version: f"MamaPearl/nula-cifar10-robust-{version}" for version in ("v
 REVISION = "v0.1.0"  # of both models: their code runs here, so what a later push brings is not taken unseen
 SHOWN = 256  # pixels a side of the picture of what the models see
 EXAMPLES = Path(__file__).with_name("examples")
+THEME = gr.themes.Default(font=["system-ui", "sans-serif"])  # gradio's own font has holes: "NULA" came in two sizes
 INTRODUCTION = """# NULA
 
 An anti-aliased CNN for CIFAR-10's ten classes at 32×32 pixels. v1 is v0 fine-tuned for noise. Perturb an image, and see
@@ -87,7 +88,8 @@ def main() -> None:
         parser.add_argument(f"--{version}", default=model, help="Hub id or folder (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860)
     arguments = parser.parse_args()
-    build_app({version: getattr(arguments, version) for version in MODELS}).launch(server_port=arguments.port)
+    app = build_app({version: getattr(arguments, version) for version in MODELS})
+    app.launch(server_port=arguments.port, theme=THEME)
 
 
 if __name__ == "__main__":

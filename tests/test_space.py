@@ -77,7 +77,7 @@ def test_an_example_is_perturbed_and_classified_by_both(page: Page, tmp_path: Pa
         expect(shown).to_contain_text(best["label"], timeout=PATIENCE)
         expect(shown).to_contain_text(f"{100 * best['score']:.0f}%")
     seen = page.locator("#seen img")
-    for slider, value in (("Resize", "0.25"), ("Decimation", "2"), ("Checkerboard", "0.2"), ("Gaussian noise", "0.1")):
+    for slider, value in (("Gaussian noise", "0.1"), ("Resize", "0.25"), ("Decimation", "2"), ("Checkerboard", "0.2")):
         before = [shown.inner_text() for shown in answers.values()], seen.get_attribute("src")
         box = page.get_by_label(f"number input for {slider}")
         box.fill(value)
@@ -85,7 +85,8 @@ def test_an_example_is_perturbed_and_classified_by_both(page: Page, tmp_path: Pa
         for shown, text in zip(answers.values(), before[0]):
             expect(shown).not_to_have_text(text, timeout=PATIENCE)
         expect(seen).not_to_have_attribute("src", before[1])
-    page.screenshot(path=tmp_path / "app.png")
+        seen.evaluate("image => image.decode()")
+        page.screenshot(path=tmp_path / f"{slider}.png")  # that of the noise, cut, is space/screenshot.png
 
 
 def test_the_space_takes_the_release_it_was_made_with():
