@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -95,6 +96,8 @@ def classify(arguments: argparse.Namespace) -> int:
             names.append(image)
             yield image
 
+    # On a terminal the answers go above the progress bar, which is on standard error.
+    above = tqdm.external_write_mode if sys.stdout.isatty() else nullcontext
     answers = pipe(noted(), batch_size=arguments.batch_size, top_k=arguments.top_k, on_error="return")
     # Nothing is shown where standard error is no terminal, or where it is all over in a second.
     for answer in tqdm(answers, total=total, unit="image", desc="classifying", disable=None, delay=1):
@@ -104,7 +107,9 @@ def classify(arguments: argparse.Namespace) -> int:
             tqdm.write(f"error: {answer['error']}", file=sys.stderr)
             if arguments.format is as_text:
                 continue
-        write(name, answer)
+        with above():
+            write(name, answer)
+            sys.stdout.flush()  # for whoever reads along, and so that a reader who has left is noticed here
     if failed:
         print(f"error: {failed} of {count} images could not be classified.", file=sys.stderr)
     return 1 if failed else 0

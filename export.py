@@ -25,8 +25,10 @@ def export_program(classifier: PixelClassifier, file: Path) -> torch.export.Expo
     return program
 
 
-def export_onnx(program: torch.export.ExportedProgram, labels: dict[int, str], file: Path) -> None:
-    """Write one ONNX file, with the labels as JSON in its metadata."""
+def export_onnx(classifier: PixelClassifier, program: torch.export.ExportedProgram, file: Path) -> None:
+    """Write the classifier's program as one ONNX file, with the labels of its logits as JSON in its metadata."""
+    names = classifier.model.config.id2label
+    labels = {index: names[place] for index, place in enumerate(classifier.order)}
     written = torch.onnx.export(program, input_names=["pixels"], output_names=["logits"], dynamo=True, verbose=False)
     proto = written.model_proto
     onnx.helper.set_model_props(proto, {"labels": json.dumps(labels)})
@@ -42,7 +44,7 @@ def main() -> None:
     classifier = load_classifier(arguments.model, torch.device("cpu"))
     arguments.output.mkdir(parents=True, exist_ok=True)
     program = export_program(classifier, arguments.output / "nula.pt2")
-    export_onnx(program, classifier.model.config.id2label, arguments.output / "nula.onnx")
+    export_onnx(classifier, program, arguments.output / "nula.onnx")
     for file in ("nula.pt2", "nula.onnx"):
         print(f"{(arguments.output / file).stat().st_size:>12,}  {arguments.output / file}")
 

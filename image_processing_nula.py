@@ -165,7 +165,7 @@ class NulaImageProcessor(BaseImageProcessor):
                 image = to_rgb(image)
                 if self.do_resize:
                     image = image.resize((self.size["width"], self.size["height"]), self.resample)
-                image = np.asarray(image)
+                image, input_data_format = np.asarray(image), "channels_last"
             elif not _is_array(image):
                 raise TypeError(f"a PIL image, numpy array or torch tensor is needed, got {type(image).__name__}.")
             if image.ndim != 3:

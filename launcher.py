@@ -1,13 +1,30 @@
 """What every program that `accelerate launch` starts has to do first."""
 
 import argparse
+import ctypes
 import os
+import signal
 import sys
 
 import psutil
 
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
-def start_cpu_processes() -> None:
+
+def follow_launcher() -> None:
+    """Stop where the launcher is stopped, and be two processes where it was asked for two on a CPU."""
+    _stop_with_launcher()
+    _start_cpu_processes()
+
+
+def _stop_with_launcher() -> None:
+    """On Linux, get SIGTERM when `accelerate launch` ends, which passes on no signal to the one process it starts."""
+    parent = psutil.Process().parent()
+    if sys.platform == "linux" and parent and any("accelerate" in part for part in parent.cmdline()[:4]):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _start_cpu_processes() -> None:
     """Be two processes where `accelerate launch --cpu --num_processes 2` asks for two.
 
     On a CPU accelerate's launcher (1.15) leaves starting more than one process to MPI: it starts one, sets the address

@@ -31,6 +31,7 @@ CONFIDENCE = 0.999  # that a certificate holds; Cohen et al.'s
 SELECTION_DRAWS = 100  # of the noise, by which the class is chosen that is then certified; Cohen et al.'s
 
 IN_MEMORY = (Image.Image, np.ndarray, torch.Tensor)
+BYTES = (bytes, bytearray, memoryview)
 
 
 class NulaImageClassificationPipeline(ImageClassificationPipeline):
@@ -44,8 +45,8 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
       list of answers;
     - a list or tuple of any of these, and gives a list of what each of them gives;
     - a torch data set (such as transformers' `KeyDataset`), a column of a data set, or an iterator, of any of these,
-      and gives an iterator, which holds two batches at most. Of an iterator it reads no further than its answers are
-      asked for, but for the rest of a batch where `batch_size` is given.
+      and gives an iterator, which holds two batches at most: one that is answered and one that is being read. Of an
+      iterator it reads no further than its answers are asked for, unless `batch_size` is given.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: an image that is not there, cannot be read, or is not an image; the
@@ -62,7 +63,8 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
         Args:
             inputs: see the class.
             batch_size: images a forward pass; unless given up to 64, and of an iterator those of one item.
-            num_workers: threads that read and decode files and URLs; 8 unless given.
+            num_workers: threads that read and decode files and URLs; 8 unless given. One that has begun to read is
+                waited for when the program ends.
             top_k: how many labels to return, best first; 5 unless given.
             function_to_apply: "softmax" (unless given), "sigmoid" or "none".
             timeout: seconds that a URL's server may be silent, and that its content may take in all; 30 unless given.
@@ -88,20 +90,22 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
         parameters = [default | given for default, given in zip(of_pipeline, self._sanitize_parameters(**kwargs))]
         if ("noise_draws" in parameters[1]) != ("noise_std" in parameters[1]):
             raise ValueError("noise_draws and noise_std must be given together.")
+        if "confidence" in parameters[1] and "noise_draws" not in parameters[1]:
+            raise ValueError("confidence is that of a certificate: give noise_draws and noise_std with it.")
         threads = THREADS if num_workers is None else max(num_workers, 1)
         at_hand = not isinstance(inputs, (Iterator, IterableDataset))  # so that it may be read ahead
 
         def answers(items: Iterable[Any], alone: bool = False) -> Iterator[Any]:
             sizes: deque[int | None] = deque()
-            one_by_one = not at_hand and batch_size is None
-            batches = _batches(_flattened(items, sizes, alone), batch_size or BATCH_SIZE, one_by_one)
-            return _regrouped(self._answers(batches, threads, at_hand, *parameters), sizes)
+            at_once = not at_hand and batch_size is None
+            batches = _batches(_flattened(items, sizes, alone), batch_size or BATCH_SIZE, at_once)
+            return _regrouped(self._answers(batches, threads, not at_once, *parameters), sizes)
 
         if isinstance(inputs, (list, tuple)):
             return list(answers(inputs))
         if isinstance(inputs, (Iterator, IterableDataset)):
             return answers(inputs)
-        if isinstance(inputs, (Dataset, Sequence)) and not isinstance(inputs, (str, bytes, bytearray)):
+        if isinstance(inputs, (Dataset, Sequence)) and not isinstance(inputs, (str, *BYTES)):
             return answers(_rows(inputs))
         return next(answers([inputs], alone=True))
 
@@ -147,7 +151,9 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
                 if pixel_values is not None:
                     outputs = self.forward({"pixel_values": pixel_values}, **forward)
                     answers = iter(self.postprocess(outputs, **postprocess))
-                for place in range(len(items)):
+                count = len(items)
+                del items, loading, pixel_values  # before the batch after the next is read
+                for place in range(count):
                     yield {"error": str(errors[place])} if place in errors else next(answers)
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
@@ -202,20 +208,20 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
         prepared = []
         for place, image in images.items():
             try:
-                prepared.append(self._prepared([image]))
+                prepared.append(self._prepared(image))
             except Exception as error:
                 refuse(place, error)
         if len(prepared) == len(images):
             raise of_batch
         return torch.cat(prepared) if prepared else None, errors
 
-    def _prepared(self, images: list[Any]) -> torch.Tensor:
-        """float32 (B, 3, height, width) on the model's device; arrays that are alike go through as one."""
-        first = images[0]
-        if all(isinstance(image, np.ndarray) and (image.shape, image.dtype) == _kind(first) for image in images):
-            images = np.stack(images)
-        elif all(isinstance(image, torch.Tensor) and (image.shape, image.dtype) == _kind(first) for image in images):
-            images = torch.stack([image.detach() for image in images])
+    def _prepared(self, images: Any) -> torch.Tensor:
+        """float32 (B, 3, height, width) on the model's device, of an image or several; like arrays go as one."""
+        if isinstance(images, list) and len({_kind(image) for image in images}) == 1:
+            if isinstance(images[0], np.ndarray):
+                images = np.stack(images)
+            elif isinstance(images[0], torch.Tensor):
+                images = torch.stack([image.detach() for image in images])
         return self.image_processor(images=images, return_tensors="pt", device=self.device).pixel_values
 
     def _forward(
@@ -253,6 +259,8 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
                 for label, bound, radius in zip(*(model_outputs[key] for key in ("labels", "bounds", "radii")))
             ]
         logits = model_outputs["logits"].float()
+        if not logits.isfinite().all():
+            raise ValueError("the model's logits are not finite; its weights are damaged, or its dtype overflows.")
         function = getattr(function_to_apply, "value", "softmax")
         scores = logits if function == "none" else logits.sigmoid() if function == "sigmoid" else logits.softmax(dim=1)
         best = scores.sort(dim=1, descending=True, stable=True)
@@ -283,8 +291,11 @@ def certify(
     Draws are `generator`'s, of the image's device, or torch's own.
 
     Raises:
-        ImportError: scipy is not installed; ValueError: logits that are not finite.
+        ImportError: scipy is not installed.
+        ValueError: no draws, a standard deviation that is not positive, or logits that are not finite.
     """
+    _require("noise_draws", noise_draws, *_whole(1))
+    _require("noise_std", noise_std, *POSITIVE)
     try:
         from scipy.stats import binomtest, norm
     except ImportError:
@@ -310,10 +321,14 @@ def certify(
 def image_files(folder: str | os.PathLike) -> list[Path]:
     """The image files in and below `folder`, sorted, told by their suffixes; one warning tells of all other files.
 
-    Files whose names begin with a dot are passed over.
+    Files and folders whose names begin with a dot are passed over.
     """
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
-    files = sorted(file for file in Path(folder).rglob("*") if file.is_file() and not file.name.startswith("."))
+
+    def hidden(file: Path) -> bool:
+        return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+    files = sorted(file for file in Path(folder).rglob("*") if file.is_file() and not hidden(file))
     others = [file for file in files if file.suffix.lower() not in known]
     if others:
         told = (
@@ -329,11 +344,12 @@ def load_image(source: Any, timeout: float = TIMEOUT, max_bytes: int = MAX_BYTES
         raise source.error
     if isinstance(source, IN_MEMORY):
         return source
-    if isinstance(source, str) and source.lower().startswith(URL_SCHEMES):
-        if source.lower().startswith("data:") and "," not in source:
+    if _is_url(source):
+        holds_data = source[:5].lower() == "data:"
+        if holds_data and "," not in source:
             raise ValueError("a data URL has a comma before its data.")
         end = time.monotonic() + timeout
-        address = source if source.lower().startswith("data:") else urllib.parse.quote(source, safe=URL_CHARACTERS)
+        address = source if holds_data else urllib.parse.quote(source, safe=URL_CHARACTERS)
         request = urllib.request.Request(address, headers={"User-Agent": "nula"})  # some hosts refuse Python's own
         with urllib.request.urlopen(request, timeout=timeout) as response:
             content = bytearray()
@@ -344,7 +360,7 @@ def load_image(source: Any, timeout: float = TIMEOUT, max_bytes: int = MAX_BYTES
                 if time.monotonic() > end:
                     raise ValueError(f"timed out: not complete after {timeout:g} s; pass timeout to wait longer.")
         source = bytes(content)
-    if isinstance(source, (bytes, bytearray)):
+    if isinstance(source, BYTES):
         source = io.BytesIO(source)
     elif not isinstance(source, (str, os.PathLike)):
         raise TypeError(
@@ -403,8 +419,8 @@ def _describe(image: Any) -> str:
         return repr(name if len(name) <= 200 else name[:200] + "...")
     if isinstance(image, (np.ndarray, torch.Tensor)):
         return f"{type(image).__name__} of shape {tuple(image.shape)}"
-    if isinstance(image, (bytes, bytearray)):
-        return f"{len(image):,} bytes"
+    if isinstance(image, BYTES):
+        return f"{memoryview(image).nbytes:,} bytes"
     if isinstance(image, _Unreadable):
         return "row of the data set"
     return f"{type(image).__name__} of size {image.size}" if isinstance(image, Image.Image) else type(image).__name__
@@ -426,9 +442,13 @@ def _flattened(items: Iterable[Any], sizes: deque, alone: bool) -> Iterator[_Ite
                 yield _Item(", ".join([*place, f"image {index}"]), image, last=index == len(group) - 1)
 
 
+def _is_url(source: Any) -> bool:
+    return isinstance(source, str) and source[: max(map(len, URL_SCHEMES))].lower().startswith(URL_SCHEMES)
+
+
 def is_folder(item: Any) -> bool:
     """Whether `item` is the path of a folder. The empty path is none, though it would be the working directory."""
-    if not isinstance(item, (str, os.PathLike)) or item == "" or str(item).lower().startswith(URL_SCHEMES):
+    if not isinstance(item, (str, os.PathLike)) or item == "" or _is_url(item):
         return False
     try:
         return Path(item).is_dir()
@@ -479,8 +499,10 @@ def _one_ahead(values: Iterator[Any]) -> Iterator[Any]:
     yield from held
 
 
-def _kind(array: Any) -> tuple:
-    return getattr(array, "shape", None), getattr(array, "dtype", None)
+def _kind(image: Any) -> tuple:
+    """What arrays must have in common to be stacked."""
+    names = ("shape", "dtype", "device", "layout")
+    return (isinstance(image, torch.Tensor), *(getattr(image, name, None) for name in names))
 
 
 def _is_number(value: Any) -> bool:

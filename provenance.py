@@ -24,10 +24,11 @@ def command_again(program: str, arguments: list[str]) -> str:
     parts = []
     for argument in arguments:
         parts.extend(argument.split("=", 1) if argument.startswith("--") else [argument])
-    if "--hub_model_id" in parts:
-        place = parts.index("--hub_model_id")
-        del parts[place : place + 2]
-    parts = [part for part in parts if part not in ("--resume", "--push_to_hub")]
+    for option in ("--hub_model_id", "--hub_tag"):
+        if option in parts:
+            place = parts.index(option)
+            del parts[place : place + 2]
+    parts = [part for part in parts if part not in ("--resume", "--push_to_hub", "--hub_private_repo")]
     return f"{program} {shlex.join(map(public_argument, parts))}"
 
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
@@ -25,11 +26,15 @@ def load_model(
     `kind` is the class, or an Auto class of transformers, whose `from_pretrained` loads it.
 
     Raises:
-        ValueError: the weights are not those of this architecture. transformers only warns, and fills what is missing
-            with random numbers.
+        OSError: there is no such folder or repository, or it holds no model.
+        ValueError: the weights are damaged, or not those of this architecture: where some are missing, transformers
+            only warns, and fills in random numbers.
     """
-    model, report = kind.from_pretrained(name, output_loading_info=True, dtype=torch.float32, revision=revision)
-    problems = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
+    try:
+        model, report = kind.from_pretrained(name, output_loading_info=True, dtype=torch.float32, revision=revision)
+    except (SafetensorError, RuntimeError) as error:  # a file cut short; tensors of other sizes
+        raise ValueError(f"the weights of {name} cannot be loaded: {error}") from error
+    problems = {problem: sorted(map(str, names)) for problem, names in report.items() if names}
     if problems:
         raise ValueError(f"the weights of {name} do not fit the model: {problems}.")
     return model.eval()

@@ -36,7 +36,7 @@ def build_forms(model: str, folder: Path) -> tuple[dict[str, Form], dict[str, in
     """Every form, and its bytes; files are written to `folder`."""
     classifier = load_classifier(model, torch.device("cpu"))
     program = export_program(classifier, folder / "nula.pt2")
-    export_onnx(program, classifier.model.config.id2label, folder / "nula.onnx")
+    export_onnx(classifier, program, folder / "nula.onnx")
     quantize_dynamic(folder / "nula.onnx", folder / "int8.onnx")
     half = copy.deepcopy(classifier).to(torch.bfloat16)
     forms = {
@@ -52,7 +52,9 @@ def build_forms(model: str, folder: Path) -> tuple[dict[str, Form], dict[str, in
 
 
 def of_onnx(file: Path) -> Form:
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     return lambda pixels: torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import datasets
@@ -18,8 +19,9 @@ import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers import ImageClassificationPipeline, ViTImageProcessor
+from transformers import ImageClassificationPipeline, ViTImageProcessor, ViTImageProcessorPil
 from transformers.pipelines.pt_utils import KeyDataset
+from transformers.utils import is_torchvision_available
 
 from nula.benchmarks.timing import Candidates, interleaved, machine
 from nula.dataset import load_split
@@ -31,7 +33,11 @@ from nula.weights import load_model, weights_sha256
 BATCH_SIZES = (1, 64, 256)
 IMAGES = 256  # classified by each candidate in each round
 PHOTOGRAPH = 256  # pixels a side of the JPEG files
-BARE, OURS, OUR_PROCESSOR, STOCK = "bare model", "NULA's pipeline", "stock pipeline, our processor", "stock pipeline"
+BARE, OURS, OUR_PROCESSOR = "bare model", "NULA's pipeline", "stock pipeline, our processor"
+# With transformers' own processor, on Pillow and, where that is installed, on torchvision.
+STOCK = {"stock pipeline, Pillow": ViTImageProcessorPil}
+if is_torchvision_available():
+    STOCK["stock pipeline, torchvision"] = ViTImageProcessor
 
 # To the first answer in a new process, from starting Python.
 START_UP = {
@@ -39,7 +45,7 @@ START_UP = {
 from transformers import pipeline
 pipeline("image-classification", model=sys.argv[1], trust_remote_code=True)(sys.argv[2])
 """,
-    STOCK: """
+    "stock pipeline": """
 from transformers import AutoModelForImageClassification, ImageClassificationPipeline, ViTImageProcessor
 model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
 processor = ViTImageProcessor(size={"height": 32, "width": 32})
@@ -73,12 +79,12 @@ def inputs(images: np.ndarray, folder: Path) -> dict[str, object]:
 
 def candidates(model: torch.nn.Module, images: object, pixels: torch.Tensor, batch_size: int) -> Candidates:
     """What classifies `images`; the bare model has them as `pixels` (N, 3, 32, 32), ready."""
-    stock = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=IMAGE_MEAN, image_std=IMAGE_STD)
-    pipes = {
-        OURS: NulaImageClassificationPipeline(model=model, image_processor=NulaImageProcessor()),
-        OUR_PROCESSOR: ImageClassificationPipeline(model=model, image_processor=NulaImageProcessor()),
-        STOCK: ImageClassificationPipeline(model=model, image_processor=stock),
-    }
+    processors = {OUR_PROCESSOR: NulaImageProcessor()}
+    for name, processor in STOCK.items():
+        processors[name] = processor(size={"height": 32, "width": 32}, image_mean=IMAGE_MEAN, image_std=IMAGE_STD)
+    pipes = {OURS: NulaImageClassificationPipeline(model=model, image_processor=NulaImageProcessor())}
+    for name, processor in processors.items():
+        pipes[name] = ImageClassificationPipeline(model=model, image_processor=processor)
 
     def bare() -> None:
         with torch.inference_mode():
@@ -101,7 +107,7 @@ def main() -> None:
     model, seconds = load_model(arguments.model), {}
     with tempfile.TemporaryDirectory() as folder:
         kinds = inputs(images, Path(folder))
-        with tqdm(total=4 * arguments.rounds * len(BATCH_SIZES) * len(kinds), desc="timing") as progress:
+        with tqdm(total=(3 + len(STOCK)) * arguments.rounds * len(BATCH_SIZES) * len(kinds), desc="timing") as progress:
             for batch_size in BATCH_SIZES:
                 seconds[str(batch_size)] = {
                     kind: interleaved(candidates(model, values, pixels, batch_size), arguments.rounds, progress)
@@ -117,7 +123,7 @@ def main() -> None:
         "command": command_again("python -m nula.benchmarks.pipeline", sys.argv[1:]),
         "weights_sha256": weights_sha256(arguments.model),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": machine(),
+        "machine": machine() | ({"torchvision": version("torchvision")} if is_torchvision_available() else {}),
         "images": len(images),
         "seconds": seconds,
         "start_up_seconds": started,

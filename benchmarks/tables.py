@@ -5,23 +5,28 @@ import statistics
 from pathlib import Path
 
 from nula.benchmarks.forms import MODEL
-from nula.benchmarks.pipeline import BARE, OURS, STOCK
+from nula.benchmarks.pipeline import BARE, OUR_PROCESSOR, OURS
 from nula.benchmarks.timing import ratio
 
 FOLDER = Path(__file__).parent
 
 
 def pipeline_table(record: dict) -> str:
-    """How many times as long as the bare model each pipeline takes, and the stock one as ours, by batch and input."""
+    """How many times as long as the bare model each pipeline takes, and the faster stock one as ours."""
     names = [name for name in next(iter(next(iter(record["seconds"].values())).values())) if name != BARE]
-    head = ["batch", "input", f"{BARE}, images/s", *names, f"{STOCK} / {OURS}"]
+    head = ["batch", "input", f"{BARE}, images/s", *names, f"faster stock processor / {OURS}"]
     lines = [f"| {' | '.join(head)} |", "|--:|---|" + "--:|" * (2 + len(names))]
     for batch_size, kinds in record["seconds"].items():
         for kind, seconds in kinds.items():
             speed = record["images"] / statistics.median(seconds[BARE])
             ratios = " | ".join(f"{ratio(seconds, name, BARE):.2f}" for name in names)
-            lines.append(f"| {batch_size} | {kind} | {speed:.0f} | {ratios} | {ratio(seconds, STOCK, OURS):.2f} |")
+            lines.append(f"| {batch_size} | {kind} | {speed:.0f} | {ratios} | {faster_than_stock(seconds):.2f} |")
     return "\n".join(lines)
+
+
+def faster_than_stock(seconds: dict[str, list[float]]) -> float:
+    """How many times as long as our pipeline the stock one takes with the fastest of transformers' own processors."""
+    return min(ratio(seconds, name, OURS) for name in seconds if name not in (BARE, OURS, OUR_PROCESSOR))
 
 
 def start_up_table(record: dict) -> str:
@@ -44,8 +49,8 @@ def page(pipeline: dict, forms: dict) -> str:
     def told(record: dict) -> str:
         machine = record["machine"]
         return (
-            f"{machine['cores']} cores of {machine['processor']}, torch {machine['torch']}, transformers "
-            f"{machine['transformers']}, {record['date']}: `{record['command']}`"
+            f"{machine['threads']} threads on {machine['cores']} cores of {machine['processor']}, torch "
+            f"{machine['torch']}, transformers {machine['transformers']}, {record['date']}: `{record['command']}`"
         )
 
     return f"""# Benchmarks
@@ -56,7 +61,8 @@ Candidates take turns within one run; a figure is the median over the turns.
 ## The pipeline
 
 How many times as long as the bare model on prepared batches each pipeline takes for {pipeline["images"]} images. The
-stock pipeline has transformers' ViTImageProcessor; JPEG files are of 256×256 pixels, all other images of 32×32.
+stock pipeline has transformers' ViTImageProcessor, on Pillow and on torchvision; JPEG files are of 256×256 pixels, all
+other images of 32×32.
 
 {pipeline_table(pipeline)}
 

@@ -2,10 +2,12 @@
 
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
 
+import torch
 from tqdm import tqdm
 
 from nula.provenance import library_versions, processor_name
@@ -14,13 +16,13 @@ Candidates = dict[str, Callable[[], object]]
 
 
 def interleaved(candidates: Candidates, rounds: int, progress: tqdm | None = None) -> dict[str, list[float]]:
-    """Seconds of each candidate in each round, after one call that is not timed; each round starts with another."""
+    """Seconds of each candidate in each round, after one call that is not timed; each round has an order of its own."""
     names, seconds = list(candidates), {name: [] for name in candidates}
+    order = random.Random(0)
     for call in candidates.values():
         call()
-    for index in range(rounds):
-        first = index % len(names)
-        for name in names[first:] + names[:first]:
+    for _ in range(rounds):
+        for name in order.sample(names, len(names)):
             begin = time.perf_counter()
             candidates[name]()
             seconds[name].append(time.perf_counter() - begin)
@@ -36,4 +38,5 @@ def ratio(seconds: dict[str, list[float]], name: str, to: str) -> float:
 
 def machine() -> dict:
     """What figures are of, beside the code."""
-    return {"processor": processor_name(), "cores": os.cpu_count(), "system": platform.system(), **library_versions()}
+    hardware = {"processor": processor_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return {**hardware, "system": platform.system(), **library_versions()}

@@ -22,7 +22,7 @@ from nula.evaluation.classifiers import load_classifier
 from nula.evaluation.findings import findings
 from nula.evaluation.monte_carlo import noise_rows
 from nula.evaluation.statistics import calibration, flips, mcnemar_p, wilson_interval
-from nula.launcher import start_cpu_processes
+from nula.launcher import follow_launcher
 from nula.perturbations.suite import DEFINITIONS_VERSION
 from nula.provenance import command_again, library_versions, public_argument
 from nula.weights import weights_sha256
@@ -83,13 +83,14 @@ def measure(
         )
         tables.append(table)
         if accelerator.is_main_process:
-            save_finished(table, folder, described, rows)
             if table.logits is not None:
+                folder.mkdir(parents=True, exist_ok=True)
                 studies.save_golden(classifier, data, accelerator.device, folder / "golden.npz")
                 calibrations = {
                     row: asdict(calibration(logits, table.labels)) for row, logits in zip(table.rows, table.logits)
                 }
                 studies.save_json({"rows": calibrations}, table.provenance, folder / "calibration.json")
+            save_finished(table, folder, described, rows)  # last, as its provenance tells that all is there
             print(f"\n{model}: {len(table.labels)} images; raw results in {folder}")
             print_accuracies(table)
     if accelerator.is_main_process:
@@ -233,7 +234,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    start_cpu_processes()
+    follow_launcher()
     arguments = build_parser().parse_args()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # float32 in full
     try:

@@ -6,7 +6,7 @@ README.md.
 
 import argparse
 import json
-import re
+import shlex
 from importlib.metadata import version as package_version
 from importlib.resources import files
 from pathlib import Path
@@ -121,10 +121,15 @@ def release_tag() -> str:
 
 def again(training: dict, base: str) -> str:
     """The command that does a run again, with the Hub's names for what was read from folders."""
-    command = re.sub(r"(--output_dir) \S+", rf"\1 {training['recipe']['name']}", training_command(training))
-    if is_cifar10(training["dataset"]):
-        command = re.sub(r" --dataset \S+", "", command)  # it is the default
-    return re.sub(r"(--v0) \S+", rf"\1 {base}", command) if base else command
+    parts = shlex.split(training_command(training))
+    values = {"--output_dir": training["recipe"]["name"]} | ({"--v0": base} if base else {})
+    for option, value in values.items():
+        if option in parts:
+            parts[parts.index(option) + 1] = value
+    if is_cifar10(training["dataset"]) and "--dataset" in parts:
+        place = parts.index("--dataset")
+        del parts[place : place + 2]  # it is the default
+    return shlex.join(parts)
 
 
 def is_cifar10(dataset: dict) -> bool:
@@ -173,7 +178,7 @@ def render_card(
 ) -> str:
     """README.md of the Hub repository `hub_id` of `version`, by default the project's own.
 
-    `base` is the Hub id of the weights that v1 was fine-tuned from, by default the project's own v0; "" where they
+    `base` is the Hub id of the weights that v1 was fine-tuned from, by default v0 of the same owner; "" where they
     are on no Hub. `revision` is the tag that its example pins, if there is one. How the settings of a run came about is
     told in `releases`/vN/notes.md, if that is there.
     """
@@ -181,7 +186,8 @@ def render_card(
     notes = releases / version / "notes.md"
     hub_id = hub_id or f"MamaPearl/{repository_name(version)}"
     table = stored_tables(releases)[version]
-    name, base = hub_id.rpartition("/")[2], f"MamaPearl/{repository_name('v0')}" if base is None else base
+    owner, _, name = hub_id.partition("/")
+    base = f"{owner}/{repository_name('v0')}" if base is None else base
     card = ModelCard.from_template(
         metadata(version, releases, name, base),
         template_str=files("nula.model_card").joinpath("template.md").read_text(encoding="utf-8"),
@@ -191,6 +197,7 @@ def render_card(
         version=version,
         test_images=len(table.labels),
         measured_on=dataset_title(table.provenance["dataset"]),
+        processor=json.loads((releases / version / "preprocessor_config.json").read_text()),
         training=training,
         hardware=hardware(training),
         speed=training_speed(training),

@@ -23,7 +23,7 @@ LIST = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:])
 
 def environment(folder: Path, requirement: str) -> str:
     """The interpreter of an environment in `folder` with `requirement` and what the payload needs beside it."""
-    venv.create(folder, with_pip=True)
+    venv.create(folder, clear=True, with_pip=True)  # the newest of everything, not of when it was made
     python = str(folder.resolve() / "bin" / "python")
     packages = [requirement, "torch==2.13.0", "numpy", "pillow"]
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages], check=True)

@@ -257,6 +257,7 @@ def main() -> None:
             figures[name] = draw(results)
         except FileNotFoundError as error:
             print(f"no {name}: {error.filename} was not measured")
+            (folder / f"{name}.png").unlink(missing_ok=True)  # one of other weights
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None, WEIGHTS: weights})
         print(folder / f"{name}.png")

@@ -49,6 +49,14 @@ if answers != [model.config.id2label[label] for label in logits.argmax(1).tolist
 print(difference)
 """
 
+TAG = re.compile(r"\w[\w.+-]*", re.ASCII)
+ADVICE = {  # by status
+    401: "The token may not write to {}: make one with write access to it, and log in anew.",
+    403: "If it is the token: make one with write access to {}, and log in anew.",
+    409: "Look at {} on the Hub, and run the same command again.",
+    412: "Somebody else pushed to {} meanwhile: look at it, and run the same command again.",
+}
+
 Result = TypeVar("Result")
 
 
@@ -68,6 +76,11 @@ def check_results(releases: Path) -> None:
         if not (release / "model.safetensors").is_file():
             continue
         expected, results = weights_sha256(release), release / "results"
+        training = json.loads((release / "training.json").read_text())
+        if training["weights_sha256"] != expected:
+            raise PushRefused(f"{release / 'training.json'} is of other weights than those in {release}; copy both.")
+        if version == "v1" and training["initial_weights_sha256"] != weights_sha256(releases / "v0"):
+            raise PushRefused(f"{release} was not fine-tuned from the v0 in {releases / 'v0'}; fine-tune v1 from it.")
         if not (results / "predictions.npz").is_file():
             raise PushRefused(f"{results} holds no results; run `make evaluate VERSION={version}`.")
         if not (results / "golden.npz").is_file():
@@ -110,14 +123,17 @@ def check_payload(payload: Path, golden: Path, python: str = sys.executable) -> 
         )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise PushRefused(f"the payload {payload} fails when it is loaded by its remote code: {lines[-1]}.")
+        raise PushRefused(
+            f"the payload {payload} fails when it is loaded by its remote code: {lines[-1]}. Mend the code, or measure "
+            "again what has changed."
+        )
     return float(done.stdout.splitlines()[-1])
 
 
-def check_hub(hub_id: str, tag: str | None = None) -> None:
-    """PushRefused unless `hub_id` is owner/name, there is a token that may write, and `tag` is free.
+def check_hub(hub_id: str, tag: str | None = None, private: bool = False) -> None:
+    """PushRefused unless `hub_id` is owner/name, a token may write there, and `tag` can be made.
 
-    A token of limited rights is only found out by the upload itself.
+    With `private` a repository that is there already must be private.
     """
     try:
         validate_repo_id(hub_id)
@@ -125,21 +141,42 @@ def check_hub(hub_id: str, tag: str | None = None) -> None:
         raise PushRefused(f"{hub_id!r} names no repository: {error}") from error
     if "/" not in hub_id:
         raise PushRefused(f"{hub_id!r} names no repository; give it as owner/name.")
+    if tag is not None and (not TAG.fullmatch(tag) or ".." in tag or tag.endswith((".", ".lock"))):
+        raise PushRefused(f"{tag!r} cannot be a tag; take letters, digits and . _ - +, such as v1.0.0.")
     if get_token() is None:
         raise PushRefused("there is no Hub token; run `hf auth login` or set HF_TOKEN to one with write access.")
     api = HfApi()
     with _explained(hub_id):
-        about = _with_retries(lambda: api.whoami())
-        if ((about.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
-            raise PushRefused("the Hub token may only read; make one with write access and log in anew.")
-        if tag is None:
-            return
+        _check_token(_with_retries(lambda: api.whoami()), hub_id)
         try:
+            is_private = _with_retries(lambda: api.model_info(hub_id)).private
             refs = _with_retries(lambda: api.list_repo_refs(hub_id))
         except RepositoryNotFoundError:
             return
+    if private and not is_private:
+        raise PushRefused(f"{hub_id} is there already and public; make it private on the Hub, or push it as public.")
     if tag in {ref.name for ref in refs.tags}:
         raise PushRefused(f"{hub_id} has a tag {tag} already; take the next version number.")
+
+
+def _check_token(about: dict, hub_id: str) -> None:
+    """PushRefused where the Hub's whoami tells that the token may not write to the repository."""
+    owner, owners = hub_id.partition("/")[0], [about["name"], *(entry["name"] for entry in about.get("orgs") or [])]
+    if owner not in owners:
+        raise PushRefused(f"the Hub token is of {' and '.join(owners)}, not of {owner}; name a repository of theirs.")
+    access = (about.get("auth") or {}).get("accessToken") or {}
+    if access.get("role") == "read":
+        raise PushRefused("the Hub token may only read; make one with write access and log in anew.")
+    if access.get("role") == "fineGrained":
+        rights = access.get("fineGrained") or {}
+        granted = {
+            right
+            for scope in rights.get("scoped") or []
+            if (scope.get("entity") or {}).get("name") in (owner, hub_id)
+            for right in scope.get("permissions") or []
+        }
+        if "repo.write" not in granted | set(rights.get("global") or []):
+            raise PushRefused(f"the Hub token may not write to {hub_id}; give it that right (repo.write) on the Hub.")
 
 
 def push(payload: Path, golden: Path, hub_id: str, *, private: bool = False, tag: str | None = None) -> str:
@@ -153,7 +190,7 @@ def push(payload: Path, golden: Path, hub_id: str, *, private: bool = False, tag
             not be reached.
     """
     check_payload(payload, golden)
-    check_hub(hub_id, tag)
+    check_hub(hub_id, tag, private)
     api = HfApi()
     with _explained(hub_id):
         _with_retries(lambda: api.create_repo(hub_id, private=private or None, exist_ok=True))
@@ -191,16 +228,25 @@ def _tag(api: HfApi, hub_id: str, tag: str, oid: str) -> None:
             raise
 
 
-def changes(payload: Path, hub_id: str) -> list[str]:
-    """What a push would do, a line for each file: size, name, and whether it is new, changed, unchanged or removed.
+def changes(payload: Path, hub_id: str, private: bool = False) -> list[str]:
+    """What a push would do: whether it makes the repository, then a line for each file (size, name, and whether it is
+    new, changed, unchanged or removed), then their size in all.
 
     Raises:
         PushRefused: the Hub could not be reached.
     """
+    api = HfApi()
     with _explained(hub_id):
-        states = _with_retries(lambda: _states(HfApi(), hub_id, payload))
-    sizes = {path: f"{(payload / path).stat().st_size:,}" for path, state in states.items() if state != "removed"}
-    return [f"{sizes.get(path, ''):>10}  {path}  {state}" for path, state in states.items()]
+        there = _with_retries(lambda: api.repo_exists(hub_id))
+        states = _with_retries(lambda: _states(api, hub_id, payload))
+    sizes = {path: (payload / path).stat().st_size for path, state in states.items() if state != "removed"}
+    lines = [f"{_size(sizes.get(path))}  {path}  {state}" for path, state in states.items()]
+    made = "is there" if there else "new, private" if private else "new"
+    return [f"repository: {hub_id}, {made}", *lines, f"{_size(sum(sizes.values()))}  in all"]
+
+
+def _size(count: int | None) -> str:
+    return " " * 10 if count is None else f"{count:>10,}"
 
 
 def _states(api: HfApi, hub_id: str, payload: Path) -> dict[str, str]:
@@ -234,17 +280,17 @@ def _explained(hub_id: str) -> Iterator[None]:
     """Failures of the Hub and of the connection as PushRefused."""
     try:
         yield
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            raise PushRefused(
-                f"the Hub does not let this token write to {hub_id} ({status}); make a token with write access to it "
-                "and log in anew."
-            ) from error
-        raise PushRefused(f"the Hub refused: {error}") from error
+    except PushRefused:
+        raise
     except OfflineModeIsEnabled as error:
         raise PushRefused("HF_HUB_OFFLINE is set; unset it to reach the Hub.") from error
     except Exception as error:
+        answer = _answer_of_hub(error)
+        if answer is not None:
+            status = answer.response.status_code
+            advice = ADVICE.get(status, "Run the same command again." if _is_transient(error) else "")
+            told = " ".join(str(answer).split()).rstrip(".")
+            raise PushRefused(f"the Hub refused: {told}. {advice.format(hub_id)}".rstrip()) from error
         if not _is_connection_error(error):
             raise
         raise PushRefused(f"the connection to the Hub failed: {error} Run the same command again.") from error
@@ -257,9 +303,15 @@ def _with_retries(call: Callable[[], Result]) -> Result:
     return retrying(call)
 
 
+def _answer_of_hub(error: BaseException | None) -> HfHubHTTPError | None:
+    """The Hub's answer that `error` is or comes of: huggingface_hub wraps that to the upload of a large file."""
+    return error if error is None or isinstance(error, HfHubHTTPError) else _answer_of_hub(error.__cause__)
+
+
 def _is_transient(error: BaseException) -> bool:
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code == 429 or error.response.status_code >= 500
+    answer = _answer_of_hub(error)
+    if answer is not None:
+        return answer.response.status_code == 429 or answer.response.status_code >= 500
     return _is_connection_error(error)
 
 
@@ -275,8 +327,8 @@ def _is_connection_error(error: BaseException | None) -> bool:
 
 def _wait(state: RetryCallState) -> float:
     """Seconds that the Hub asks for, by Retry-After or by RateLimit's t, or else 1, 2, 4, 8."""
-    response = getattr(state.outcome.exception(), "response", None)
-    headers = response.headers if response is not None else {}
+    answer = _answer_of_hub(state.outcome.exception())
+    headers = {} if answer is None else answer.response.headers
     asked = re.search(r"\bt=(\d+)", headers.get("RateLimit", "")) or re.fullmatch(
         r"(\d+)", headers.get("Retry-After", "")
     )

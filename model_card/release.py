@@ -77,11 +77,11 @@ def main() -> None:
                 print(f"{file.stat().st_size:>10,}  {file}")
         elif arguments.dry_run:
             check_payload(payload, golden)
-            check_hub(arguments.push, tag)
-            print("\n".join(changes(payload, arguments.push)))
+            check_hub(arguments.push, tag, arguments.private)
+            print("\n".join([*changes(payload, arguments.push, arguments.private), f"tag: {tag}, new"]))
         else:
             print(push(payload, golden, arguments.push, private=arguments.private, tag=tag))
-    except (PushRefused, FileNotFoundError) as error:
+    except (PushRefused, OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

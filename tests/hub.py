@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-TOKENS = {"hf_write": "write", "hf_read": "read", "hf_oauth": "oauth"}  # token to role
+TOKENS = {"hf_write": "write", "hf_read": "read", "hf_oauth": "oauth", "hf_fine": "fineGrained"}  # token to role
 LARGE = (".safetensors", ".png")  # what the Hub keeps as LFS
 
 
@@ -157,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def may_write(self) -> bool:
         role = self.role()
-        if role in ("write", "oauth"):
+        if role in ("write", "oauth", "fineGrained"):
             return True
         self.answer({"error": "forbidden" if role else "unauthorized"}, 403 if role else 401)
         return False
@@ -175,6 +175,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer({"error": "Invalid credentials"}, 401)
             return
         access = {} if role == "oauth" else {"accessToken": {"role": role}}
+        if role == "fineGrained":
+            scope = {
+                "entity": {"type": "model", "name": "owner/mine"},
+                "permissions": ["repo.content.read", "repo.write"],
+            }
+            access["accessToken"]["fineGrained"] = {"global": [], "scoped": [scope]}
         self.answer({"type": "user", "name": "owner", "orgs": [], "auth": access})
 
     def create(self, body: bytes) -> None:

@@ -25,7 +25,7 @@ def test_every_record_is_of_its_trial():
         for field in fields(V0):
             if not field.name.startswith("restart_"):  # immaterial without a restart
                 assert record["recipe"][field.name] == json.loads(json.dumps(recipe[field.name])), (name, field.name)
-        net = {field: json.loads(str(getattr(trial, field))) for field in ablations.NET}
+        net = {field: json.loads(str(getattr(trial, field))) for field in ablations.ARCHITECTURE}
         assert {field: record["architecture"][field] for field in net} == net
         assert record["dataset"]["images"] == 50_000 - ablations.VALIDATION_IMAGES
         assert record["hardware"]["processes"] == trial.processes

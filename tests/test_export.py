@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -12,6 +13,8 @@ from conftest import ROOT
 from nula.configuration_nula import CIFAR10_LABELS
 from nula.evaluation.classifiers import load_classifier
 from nula.export import main
+from nula.image_processing_nula import normalize
+from nula.weights import load_model
 
 MODEL = str(ROOT / "releases" / "v1")
 
@@ -42,6 +45,24 @@ def test_onnx(exported, sample, batch_size):
     labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
     assert list(labels.values()) == list(CIFAR10_LABELS)
     assert list(labels) == [str(index) for index in range(10)]
+
+
+def test_labels_are_in_the_order_of_the_logits(tiny_folder, tmp_path, monkeypatch):
+    """A model with CIFAR-10's names in another order has its logits in CIFAR-10's order."""
+    config = json.loads((tiny_folder / "config.json").read_text())
+    names = dict(enumerate(reversed(CIFAR10_LABELS)))
+    config |= {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    (tiny_folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("sys.argv", ["nula.export", "--model", str(tiny_folder), "--output", str(tmp_path)])
+    main()
+    labels = json.loads(onnx.load(tmp_path / "nula.onnx").metadata_props[0].value)
+    assert list(labels.values()) == list(CIFAR10_LABELS)
+    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    session = onnxruntime.InferenceSession(tmp_path / "nula.onnx", providers=["CPUExecutionProvider"])
+    given = session.run(["logits"], {"pixels": pixels.numpy()})[0].argmax(axis=1)
+    with torch.inference_mode():
+        own = load_model(tiny_folder)(normalize(pixels)).logits.argmax(dim=1)
+    assert [labels[str(index)] for index in given] == [names[index] for index in own.tolist()]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 200])

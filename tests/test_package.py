@@ -4,9 +4,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 
 from conftest import ROOT
 from test_release import CODE
+
+
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {version('nula')}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_the_wheel_works_outside_the_checkout(tmp_path):

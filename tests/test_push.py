@@ -21,6 +21,7 @@ NAME = "owner/nula"
 QUICK = """
 import os
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 # Not needed here, and they import torch.
@@ -28,7 +29,7 @@ sys.modules["nula.weights"] = SimpleNamespace(weights_sha256=None)
 sys.modules["nula.model_card.tables"] = SimpleNamespace(VERSIONS=())
 from nula.model_card import push as module
 module.check_payload = lambda payload, golden: None  # a test of its own
-module.wait_exponential = lambda max: lambda state: 0.01
+time.sleep = lambda seconds: None  # between attempts, ours and huggingface_hub's
 try:
     print(module.push(Path(sys.argv[1]), None, sys.argv[2], tag=sys.argv[3] or None, private="PRIVATE" in os.environ))
 except module.PushRefused as refusal:
@@ -104,13 +105,20 @@ def test_a_private_repository_is_seen_with_a_token_alone(hub, environment, small
         (Fault("commit/main", 500, times=99), "the Hub refused: .*500"),
         (Fault("commit/main", times=99), "the connection to the Hub failed: .* Run the same command again"),
         (Fault("validate-yaml", 502, times=99, body=b"<html>Bad gateway</html>"), "the connection to the Hub failed"),
-        (Fault("objects/batch", 404), "the Hub refused: .*404|the connection to the Hub failed"),
-        (Fault("preupload", 403), r"does not let this token write to owner/nula \(403\); make a token with write"),
-        (Fault("whoami", 401), r"does not let this token write to owner/nula \(401\); make a token with write"),
-        (Fault("commit/main", 412), "the Hub refused: .*412"),
+        (Fault("objects/batch", 404), "the Hub refused: .*404"),
+        (Fault("objects/batch", 429, times=99, headers={"Retry-After": "0"}), "429.* Run the same command again"),
+        (Fault("PUT /lfs", times=99), "the connection to the Hub failed: .* Run the same command again"),
+        (Fault("PUT /lfs", 500, times=99), "the Hub refused: .*500.* Run the same command again"),
+        (Fault("PUT /lfs", 403, times=99), "the Hub refused: .*403.*make one with write access to owner/nula"),
+        (
+            Fault("preupload", 403, headers={"X-Error-Message": "Storage limit reached"}),
+            "the Hub refused: .*Storage limit reached.*make one with write access to owner/nula",
+        ),
+        (Fault("whoami", 401), "The token may not write to owner/nula: make one with write access"),
+        (Fault("commit/main", 412), "the Hub refused: .*412.*Somebody else pushed to owner/nula meanwhile"),
         (Fault("tag/", 409), "the Hub refused: .*409"),
     ],
-    ids=["500", "dropped", "gateway", "404", "403", "401", "412", "409"],
+    ids=["500", "cut", "gateway", "404", "429", "LFS-cut", "LFS-500", "LFS-403", "403", "401", "412", "409"],
 )
 def test_what_fails_for_good_changes_nothing_and_can_be_run_again(hub, environment, small, fault, message):
     assert push_small(small, environment).returncode == 0
@@ -179,6 +187,7 @@ def test_a_repository_that_moved_on_meanwhile_is_left_alone(hub, environment, sm
     [
         ("", "error: there is no Hub token; run `hf auth login` or set HF_TOKEN to one with write access."),
         ("hf_read", "error: the Hub token may only read; make one with write access and log in anew."),
+        ("hf_fine", "error: the Hub token may not write to owner/nula; give it that right (repo.write) on the Hub."),
     ],
 )
 def test_a_token_that_will_not_do_is_refused_before_anything(hub, environment, small, token, message):
@@ -186,6 +195,34 @@ def test_a_token_that_will_not_do_is_refused_before_anything(hub, environment, s
     assert failed.returncode == 1
     assert message in failed.stderr
     assert hub.repositories == {}
+
+
+def test_a_token_of_one_repository_writes_to_that(hub, environment, small):
+    assert push_small(small, environment | {"HF_TOKEN": "hf_fine"}, name="owner/mine").returncode == 0
+
+
+def test_a_repository_of_somebody_else_is_refused_before_anything(hub, environment, small):
+    failed = push_small(small, environment, name="google/whatever")
+    assert failed.returncode == 1
+    assert "error: the Hub token is of owner, not of google; name a repository of theirs." in failed.stderr
+    assert hub.repositories == {}
+
+
+@pytest.mark.parametrize("tag", ["v1 0", "v1..0", "v1.lock", "-v1", "v1~"])
+def test_a_tag_that_cannot_be_is_refused_before_anything(hub, environment, small, tag):
+    failed = push_small(small, environment, tag=tag)
+    assert failed.returncode == 1
+    assert f"error: {tag!r} cannot be a tag" in failed.stderr
+    assert hub.requests == []
+
+
+def test_what_is_to_be_private_does_not_go_to_a_public_repository(hub, environment, small):
+    assert push_small(small, environment).returncode == 0
+    before = hub.state()
+    failed = push_small(small, environment | {"PRIVATE": "1"})
+    assert failed.returncode == 1
+    assert "error: owner/nula is there already and public" in failed.stderr
+    assert hub.state() == before
 
 
 def test_a_token_that_does_not_tell_its_role_is_tried(hub, environment, small):
@@ -209,13 +246,29 @@ def test_a_dry_run_says_what_would_change(hub, environment, small):
         assert done.returncode == 0, done.stderr
         return [line.split() for line in done.stdout.splitlines()]
 
-    assert dry_run() == [["29", "README.md", "new"], ["25,600", "model.safetensors", "new"]]
+    files = [["29", "README.md", "new"], ["25,600", "model.safetensors", "new"]]
+    assert dry_run() == [["repository:", "owner/nula,", "new"], *files, ["25,629", "in", "all"]]
     assert push_small(small, environment).returncode == 0
     hub.repositories[NAME].commits[-1].files["stale.bin"] = b"old"
     (small / "README.md").write_text("Another card.\n")
     expected = [["14", "README.md", "changed"], ["25,600", "model.safetensors", "unchanged"], ["stale.bin", "removed"]]
-    assert dry_run() == expected
+    assert dry_run() == [["repository:", "owner/nula,", "is", "there"], *expected, ["25,614", "in", "all"]]
     assert len(hub.repositories[NAME].commits) == 2
+
+
+def test_the_dry_run_of_a_release_changes_nothing(hub, environment, tmp_path):
+    command = [sys.executable, "-m", "nula.model_card.release", "v1", "--build", str(tmp_path / "build")]
+    command += ["--push", NAME, "--tag", "v9.0.0", "--base", "owner/other-v0", "--private", "--dry-run"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    first, *files, _, tag = done.stdout.splitlines()
+    assert (first, tag) == ("repository: owner/nula, new, private", "tag: v9.0.0, new")
+    assert {line.split()[1] for line in files} >= {"README.md", "config.json", "model.safetensors", "pipeline_nula.py"}
+    assert hub.repositories == {}
+    assert not [request for request in hub.requests if not request.startswith(("GET", "HEAD"))]
+    card = (tmp_path / "build" / "nula-cifar10-robust-v1" / "README.md").read_text()
+    assert "base_model: owner/other-v0\n" in card
+    assert 'revision="v9.0.0"' in card
 
 
 @pytest.fixture
@@ -232,6 +285,13 @@ def test_results_of_other_weights_are_refused_before_anything(hub, environment, 
     with pytest.raises(PushRefused, match=r"made_up\.json was measured on other .*run `make studies VERSION=v1`"):
         check_results(releases)
     (results / "made_up.json").unlink()
+    trained = releases / "v1" / "training.json"
+    record = json.loads(trained.read_text())
+    for field, message in (("weights_sha256", "copy both"), ("initial_weights_sha256", "fine-tune v1 from it")):
+        trained.write_text(json.dumps(record | {field: "0" * 64}))
+        with pytest.raises(PushRefused, match=message):
+            check_results(releases)
+    trained.write_text(json.dumps(record))
     (results / "provenance.json").write_text(json.dumps(provenance | {"weights_sha256": "0" * 64}))
     with pytest.raises(PushRefused, match=r"provenance\.json was measured .*run `make evaluate VERSION=v1`"):
         check_results(releases)
@@ -294,7 +354,9 @@ def test_a_release_is_pulled_at_its_commit_and_pushed_on(hub, environment, monke
     assert done.returncode == 0, done.stderr
     _, commit = hub.repositories[name].commits
     assert hub.repositories[name].tags == {"v1.0.0": commit.oid}
-    spoiled = commit.files | {"config.json": b"not JSON"}  # what comes later must not matter
+    later = {"config.json": b"not JSON", "model.safetensors": b"none"}  # what comes later must not matter
+    later |= {file: b"raise RuntimeError('of a later commit')" for file in commit.files if file.endswith(".py")}
+    spoiled = commit.files | later
     hub.repositories[name].commits.append(Commit("e" * 40, "spoiled", spoiled))
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
@@ -327,9 +389,11 @@ def test_training_scripts_push_what_they_train(hub, environment, tmp_path):
     net = ["--config", "stem_channels=4", "hidden_sizes=[8,8]", "depths=[0,0]"]
     done = train("train_v0.py", tmp_path / "v0", *net)
     assert "error: --push_to_hub needs --hub_model_id owner/name." in done.stderr
+    done = train("train_v0.py", tmp_path / "v0", *net, "--hub_model_id", "owner/mine-v0", "--hub_tag", "v 1")
+    assert "error: --push_to_hub: 'v 1' cannot be a tag" in done.stderr
     hub.faults = [Fault("whoami", 401)]
     done = train("train_v0.py", tmp_path / "v0", *net, "--hub_model_id", "owner/mine-v0")
-    assert "error: --push_to_hub: the Hub does not let this token write to owner/mine-v0 (401)" in done.stderr
+    assert "error: --push_to_hub: the Hub refused: 401" in done.stderr
     assert not (tmp_path / "v0").exists()
     hub.faults = [Fault("commit/main", 403)]
     done = train("train_v0.py", tmp_path / "v0", *net, "--hub_model_id", "owner/mine-v0")
@@ -342,7 +406,13 @@ def test_training_scripts_push_what_they_train(hub, environment, tmp_path):
     assert done.stdout.strip().endswith(f"{hub.url}/owner/mine-v0/commit/{commit.oid}")
     assert "| perturbation | v0 | published v0 |\n" in commit.files["README.md"].decode()
 
-    done = train("finetune_v1.py", tmp_path / "v1", "--v0", str(tmp_path / "v0"), "--hub_model_id", "owner/mine-v1")
+    hub_options = ["--hub_model_id", "owner/mine-v1", "--hub_tag", "v1.0.0", "--hub_private_repo"]
+    (tmp_path / "v0" / "results" / "noise").mkdir()  # a study of whatever weights, which the card must not show
+    done = train("finetune_v1.py", tmp_path / "v1", "--v0", str(tmp_path / "v0"), *hub_options)
     assert done.returncode == 0, done.stderr
-    card = hub.repositories["owner/mine-v1"].commits[-1].files["README.md"].decode()
+    pushed = hub.repositories["owner/mine-v1"]
+    assert pushed.private
+    assert pushed.tags == {"v1.0.0": pushed.commits[-1].oid}
+    card = pushed.commits[-1].files["README.md"].decode()
+    assert 'revision="v1.0.0"' in card
     assert "| perturbation | v0 | published v0 | v1 | published v1 | v1 − v0 |\n" in card

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from nula.evaluation.accuracy import Table, evaluate, table_rows
 from nula.evaluation.classifiers import load_classifier
+from nula.evaluation.findings import CLAIMS
 from nula.image_processing_nula import NulaImageProcessor, normalize
 from nula.model_card.card import pictures, release_tag, render_card, widget_images, with_tables
 from nula.model_card.release import assemble
@@ -227,8 +228,15 @@ def test_card_and_readme_follow_the_result_files(altered):
     card = render_card("v1", altered)
     assert "**100.00**" in card
     assert "Seed 4711" in card
-    assert "Chosen by a dream. The weights are those" in " ".join(card.split())
-    assert render_card("v1", altered, "owner/other").count("# other\n") == 1
+    assert "Chosen by a dream. The weights are those of the last step" in " ".join(card.split())
+    assert "of the last step" not in render_card("v0", altered)  # which averages two
+    other = render_card("v1", altered, "owner/other")
+    assert other.count("# other\n") == 1
+    assert "base_model: owner/nula-cifar10-robust-v0\n" in other
+    claims = card.partition("| claim | measured | verdict |\n|---|---|---|\n")[2].partition("\n\n")[0].splitlines()
+    assert len(claims) == len(CLAIMS)
+    for row in claims:
+        assert row.replace("\\|", "").count("|") == 4, row  # three cells
     assert "--v0 MamaPearl/nula-cifar10-robust-v0 --output_dir v1\n" in card
     assert "--v0 owner/mine --output_dir v1\n" in render_card("v1", altered, base="owner/mine")
     assert ModelCard(card).data.datasets == ["uoft-cs/cifar10"]

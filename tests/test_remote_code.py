@@ -7,7 +7,19 @@ import pytest
 from conftest import ROOT
 
 FILES = ("configuration_nula.py", "modeling_nula.py", "image_processing_nula.py", "pipeline_nula.py")
-PACKAGES = {"torch", "transformers", "numpy", "PIL"}
+PACKAGES = {"torch", "transformers", "numpy", "PIL"}  # that may be imported whole
+FROM_PACKAGES = {  # module to what is imported from it; anything else is refused
+    "PIL": {"Image", "ImageOps"},
+    "torch": {"nn"},
+    "torch.nn": {"functional"},
+    "torch.utils.data": {"Dataset", "IterableDataset"},
+    "transformers": {"ImageClassificationPipeline", "PreTrainedModel", "PretrainedConfig"},
+    "transformers.image_processing_utils": {"BaseImageProcessor", "BatchFeature"},
+    "transformers.modeling_outputs": {
+        "BaseModelOutputWithPoolingAndNoAttention",
+        "ImageClassifierOutputWithNoAttention",
+    },
+}
 OPTIONAL = {("certify", "scipy")}  # function and what it alone imports, in a try, so that nothing else needs it
 STANDARD = {  # module of the standard library to what is used of it; anything else of it is refused
     "collections": {"deque"},
@@ -31,8 +43,9 @@ ALIASES = {"numpy": "np"}  # modules that may be imported under another name
 # PIL decodes an open image; a base class is called by its subclass; a type is named in a message.
 HARMLESS = {("image", "load"), ("super()", "__init__"), ("", "__init__"), ("", "__name__")}
 FORBIDDEN = {"eval", "exec", "compile", "__import__", "globals", "breakpoint", "input"}
+DANGEROUS = {"os", "sys", "subprocess", "pickle", "socket", "requests", "importlib", "builtins", "shutil", "ctypes"}
 READING = re.compile(
-    r"load(s|txt)?|save(z|z_compressed|txt)?|(from|to)file|genfromtxt|memmap|hub|write_(bytes|text)|unlink|rmdir|rename"
+    r"load(s|txt)?|load_\w+|from_pretrained|save_pretrained|push_to_hub|cached_file|\w*download\w*|exec\w*|environ|getenv|save(z|z_compressed|txt)?|(from|to)file|genfromtxt|memmap|hub|write_(bytes|text)|unlink|rmdir|rename"
     r"|touch|mkdir|chmod|symlink_to|hardlink_to|multiprocessing|spawn|ctypes|system|popen|__\w+__"
 )
 OPENING = {"open", "urlopen", "urlretrieve", "read_bytes", "read_text"}
@@ -70,14 +83,15 @@ def imported(tree: ast.Module) -> set[str]:
     for node in ast.walk(without_optional(tree)):
         if isinstance(node, ast.Import):
             names = {alias.name for alias in node.names if alias.asname is None or alias.name in ALIASES}
-            found |= {name for name in names if name.partition(".")[0] not in PACKAGES and name not in STANDARD}
+            found |= {name for name in names if name not in PACKAGES and name not in STANDARD}
             found |= {alias.name for alias in node.names} - names
         elif isinstance(node, ast.ImportFrom):
             module = "." * node.level + (node.module or "")
             if module in STANDARD:
                 found |= {f"{module}.{alias.name}" for alias in node.names if alias.name not in STANDARD[module]}
-            elif module.partition(".")[0] not in PACKAGES and module not in SIBLINGS:
-                found.add(module)
+            elif module not in SIBLINGS:
+                known = FROM_PACKAGES.get(module, set())
+                found |= {f"{module}.{alias.name}" for alias in node.names if alias.name not in known}
     return found
 
 
@@ -91,12 +105,12 @@ def forbidden(tree: ast.Module) -> set[str]:
             found.add("getattr")
         elif isinstance(node, ast.Attribute):
             owner = dotted(node.value)
+            if {*owner.split("."), node.attr} & DANGEROUS and owner not in STANDARD:
+                found.add(f"{owner}.{node.attr}")
             if owner in STANDARD and node.attr not in STANDARD[owner] and f"{owner}.{node.attr}" not in STANDARD:
                 found.add(f"{owner}.{node.attr}")
             if READING.fullmatch(node.attr) and (owner, node.attr) not in HARMLESS:
                 found.add(f"{owner}.{node.attr}")
-        elif isinstance(node, ast.ImportFrom) and node.module not in STANDARD:
-            found |= {alias.name for alias in node.names if READING.fullmatch(alias.name)}
     return found
 
 
@@ -147,6 +161,13 @@ def test_only_the_loading_of_an_image_opens_anything():
         "from concurrent.futures import ProcessPoolExecutor",
         "from urllib.request import URLopener",
         "from scipy.stats import norm",
+        "from torch import load",
+        "from PIL.Image import open as show",
+        "from transformers.utils import cached_file",
+        "from torch.hub import load_state_dict_from_url",
+        "from torch.utils.cpp_extension import load_inline",
+        "from transformers.utils.hub import os as quiet",
+        "import torch.utils.cpp_extension",
         "def certify():\n    from scipy.stats import norm",
         "def other():\n    try:\n        from scipy.stats import norm\n    except ImportError:\n        raise",
     ],
@@ -162,7 +183,11 @@ def test_a_forbidden_import_is_seen(code):
         ("os.environ['HOME']", "os.environ"),
         ("os.execv(path, [])", "os.execv"),
         ("torch.load(file)", "torch.load"),
-        ("from torch import load", "load"),
+        ("AutoModel.from_pretrained('a/b', trust_remote_code=True)", "AutoModel.from_pretrained"),
+        ("model.save_pretrained(x)", "model.save_pretrained"),
+        ("model.push_to_hub('a/b')", "model.push_to_hub"),
+        ("torch.os", "torch.os"),
+        ("torch.hub", "torch.hub"),
         ("np.savez(file)", "np.savez"),
         ("array.tofile(file)", "array.tofile"),
         ("image.save(file)", "image.save"),
@@ -178,6 +203,11 @@ def test_a_forbidden_import_is_seen(code):
 )
 def test_what_is_forbidden_is_seen(code, name):
     assert forbidden(ast.parse(code)) == {name}
+
+
+@pytest.mark.parametrize("code", ["torch.os.environ['HF_TOKEN']", "torch.os.execv(path, [])", "Image.os.remove(x)"])
+def test_what_is_reached_through_a_package_is_seen(code):
+    assert forbidden(ast.parse(code))
 
 
 def test_what_opens_something_is_seen():

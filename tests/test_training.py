@@ -28,6 +28,7 @@ from nula.perturbations.suite import ROWS
 from nula.provenance import command_again
 from nula.train import train_v0
 from nula.train.augmentation import crop_and_flip, perturb
+from nula.train.checkpoints import only_writer
 from nula.train.loop import _check_agreement, batch_indices, train
 from nula.train.optimizers import Muon, build_optimizers, build_scheduler, orthogonalize
 from nula.train.recipe import OPERATORS, V0, V1
@@ -74,10 +75,19 @@ def v1_log(train_split, tmp_path_factory) -> dict:
 
 
 def test_a_run_of_v1_follows_the_published_schedule(v1_log):
-    rates = [epoch["learning_rate"] for epoch in v1_log["epochs"]]  # after each epoch
+    rates = [epoch["learning_rate"] for epoch in v1_log["epochs"]]  # of the weights, after each epoch
     warmup = [5e-5 * 2 / 3, 5e-5]  # LinearLR starts from a third
     cosine = [5e-5 * (1 + math.cos(math.pi * epoch / 8)) / 2 for epoch in range(1, 9)]
     assert rates == pytest.approx(warmup + cosine, abs=1e-12)
+
+
+def test_every_group_of_v1_has_the_rate_that_its_recipe_says(tiny_model):
+    groups = [group for optimizer in build_optimizers(tiny_model, V1) for group in optimizer.param_groups]
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert len(rates) == len(list(tiny_model.parameters()))
+    for name, parameter in tiny_model.named_parameters():
+        factor = V1.vector_rate_factor if parameter.ndim == 1 else 1
+        assert rates[id(parameter)] == pytest.approx(5e-5 * factor), name
 
 
 def test_a_run_of_v1_draws_the_published_operators(v1_log):
@@ -282,6 +292,52 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(uninterrupted, 
     step = int(re.search(r"interrupted after step (\d+) of 15; the same command with --resume", output).group(1))
     assert torch.load(tmp_path / "checkpoint" / "custom_checkpoint_0.pkl", weights_only=False)["step"] == step
     assert resumed_sha256(tmp_path) == weights_sha256(uninterrupted)
+
+
+def test_a_launcher_that_is_asked_to_stop_takes_the_run_with_it(tmp_path):
+    process = start(tmp_path, launcher=("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"))
+    wait_for_checkpoint(process, tmp_path)
+    process.terminate()
+    output, _ = process.communicate(timeout=60)  # which waits for the run, as that has the launcher's output
+    assert re.search(r"interrupted after step \d+ of 15; the same command with --resume", output), output
+
+
+@pytest.mark.parametrize("step", [4, 10, 12])  # in the first cycle, at its end, and after it
+def test_a_run_goes_on_in_either_cycle(uninterrupted, tmp_path, step):
+    process = start(tmp_path, "--max_steps", str(step))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert weights_sha256(tmp_path) != weights_sha256(uninterrupted)
+    assert resumed_sha256(tmp_path) == weights_sha256(uninterrupted)
+
+
+def test_two_runs_do_not_share_a_folder(tiny_model, train_split, tmp_path):
+    recipe = replace(V0, batch_size=64)
+    with only_writer(tmp_path), pytest.raises(FileExistsError, match="another run is at work in"):
+        train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path, seed=0, max_steps=1)
+    train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path, seed=0, max_steps=1)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tiny_model, train_split, tmp_path, monkeypatch):
+    """The loss and the gradients of the step are finite, and what the optimiser makes of them is not."""
+    step = torch.optim.AdamW.step
+
+    def overflow(self, closure=None):
+        step(self)
+        self.param_groups[0]["params"][0].data.fill_(float("inf"))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", overflow)
+    with pytest.raises(FloatingPointError, match="after step 1 weights or batch statistics are not finite"):
+        train(
+            tiny_model,
+            replace(V0, batch_size=64),
+            train_split,
+            Accelerator(cpu=True),
+            tmp_path,
+            seed=0,
+            checkpoint_steps=1,
+        )
+    assert not (tmp_path / "checkpoint").exists()
 
 
 TWO = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
@@ -502,7 +558,7 @@ def test_a_run_killed_between_two_checkpoints_keeps_one(tiny_model, train_split,
     with pytest.raises(FileExistsError):
         train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path, seed=0)
     train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path, seed=0, max_steps=3, resume=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "checkpoint"}
 
 
 def test_a_full_disk_is_noticed_before_training(tiny_model, train_split, tmp_path, monkeypatch):
@@ -529,7 +585,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(tiny_model, train
             train(deepcopy(tiny_model), recipe, train_split, accelerator, tmp_path, seed=0, checkpoint_steps=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "checkpoint"}
     _, log = train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path, seed=0, max_steps=5, resume=True)
     assert [epoch["epoch"] for epoch in log["epochs"]] == [1]
 
@@ -545,6 +601,7 @@ def test_other_data_sets_are_refused(tmp_path):
 @pytest.mark.parametrize(("version", "recipe"), [("v0", V0), ("v1", V1)])
 def test_released_weights_come_from_the_recipe(version, recipe):
     record = json.loads((ROOT / "releases" / version / "training.json").read_text())
+    assert record["weights_sha256"] == weights_sha256(ROOT / "releases" / version)
     expected = json.loads(json.dumps(asdict(recipe)))
     assert {field: record["recipe"][field] for field in expected} == expected  # a record may have fields since removed
     assert record["architecture"] == {field: getattr(NulaConfig(), field) for field in record["architecture"]}

@@ -1,4 +1,4 @@
-"""What was tried for v0, measured on images held out of the training split: runs trials, and tells what they gave.
+"""What was tried for v0: runs trials, measured on images held out of the training split, and tells what they gave.
 
 python -m nula.train.ablations --dataset uoft-cs/cifar10
 
@@ -18,13 +18,14 @@ from pathlib import Path
 
 import torch
 
+from nula.dataset import CIFAR10
 from nula.provenance import training_command
+from nula.train.loop import ARCHITECTURE
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "ablations"
 BASE = "base"
 VALIDATION_IMAGES = 5000
-NET = ("stem_channels", "stem_dropout", "hidden_sizes", "depths")  # of NulaConfig, as fields of a Trial
 SCHEDULE = ("warmup_epochs=1", "cosine_epochs=1", "restart_epochs=0")  # every trial's
 
 
@@ -42,7 +43,7 @@ class Trial:
 
     def arguments(self, dataset: str, output_dir: str) -> list[str]:
         data = ["--dataset", dataset, "--output_dir", output_dir, "--validation_images", str(VALIDATION_IMAGES)]
-        net = [f"{field}={getattr(self, field)}" for field in NET]
+        net = [f"{field}={getattr(self, field)}" for field in ARCHITECTURE]
         return ["train/train_v0.py", *data, "--recipe", *SCHEDULE, *self.recipe, "--config", *net]
 
 
@@ -117,8 +118,8 @@ def restart_lines() -> list[str]:
     lines = [
         "## The restart",
         "",
-        "Runs of the release's own net, measured on images they were trained on: this tells what a restart gains and",
-        f"unlearns, not how it generalises. Accuracy in percent on {record['images']}.",
+        "Made by hand, with the release's own net, and measured on images it was trained on: this tells what a restart",
+        f"gains and unlearns, not how it generalises. Accuracy in percent on {record['images']}.",
         "",
         f"| run | {' | '.join(SHOWN[row] for row in rows)} |",
         "|---|" + "--:|" * len(rows),
@@ -136,7 +137,7 @@ def load_records() -> dict[str, dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m nula.train.ablations", description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", default="uoft-cs/cifar10", help="Hub id, or a folder of the same layout")
+    parser.add_argument("--dataset", default=CIFAR10, help="Hub id, or a folder of the same layout")
     arguments = parser.parse_args()
     for name in TRIALS:
         if not (RESULTS / f"{name}.json").exists():

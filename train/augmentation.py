@@ -1,5 +1,7 @@
 """The augmentation of a training batch, on whole batches and on the device of the data: no loop over images."""
 
+from functools import lru_cache
+
 import torch
 
 from nula.perturbations.appearance import uniform_noise
@@ -30,11 +32,17 @@ def crop_and_flip(
     return batch.permute(0, 3, 1, 2).float() / 255
 
 
+@lru_cache
+def _on_device(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Copied once, not in every step."""
+    return torch.tensor(values, device=device)
+
+
 def draw_operators(count: int, recipe: Recipe, generator: torch.Generator) -> torch.Tensor:
     """(B,) int64: 0 for images left alone, and for the augmented ones (`mask_aug`) the place in OPERATORS, from 1."""
     device = generator.device
     mask = torch.rand(count, generator=generator, device=device) < recipe.augmented_share
-    probabilities = torch.tensor(recipe.operator_probabilities, device=device)
+    probabilities = _on_device(recipe.operator_probabilities, device)
     operators = torch.multinomial(probabilities, count, replacement=True, generator=generator)
     return torch.where(mask, operators + 1, 0)
 

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from nula.train.recipe import OPERATORS
@@ -58,6 +61,22 @@ class FirstCycle:
 
     def load_state_dict(self, state: dict) -> None:
         self.tensors = dict(state)
+
+
+@contextmanager
+def only_writer(output_dir: Path) -> Iterator[None]:
+    """Keep other runs out of `output_dir` meanwhile; FileExistsError where one is at work there."""
+    lock = FileLock(output_dir / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise FileExistsError(
+            f"another run is at work in {output_dir}: stop it, wait for its end, or give another --output_dir."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_folder(output_dir: Path, state_bytes: int, resume: bool) -> None:

@@ -15,11 +15,11 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 
 from nula.cli import at_least
-from nula.dataset import Split, load_split
+from nula.dataset import CIFAR10, Split, load_split
 from nula.evaluation.accuracy import evaluate, table_rows
 from nula.evaluation.classifiers import load_classifier
 from nula.image_processing_nula import NulaImageProcessor
-from nula.launcher import start_cpu_processes
+from nula.launcher import follow_launcher
 from nula.model_card.push import PushRefused
 from nula.modeling_nula import NulaForImageClassification
 from nula.provenance import command_again, library_versions, processor_name, public_argument
@@ -31,10 +31,11 @@ from nula.weights import weights_sha256
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that both scripts take."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--dataset", default="uoft-cs/cifar10", help="Hub id, or a folder of the same layout")
+    parser.add_argument("--dataset", default=CIFAR10, help="Hub id, or a folder of the same layout")
     parser.add_argument("--output_dir", type=Path, required=True, help="receives weights, training.json, checkpoint/")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and augmentation")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of weights, batches and augmentation")
     parser.add_argument("--max_steps", type=at_least(1), help="stop after this many steps of the schedule, for tests")
     parser.add_argument("--checkpoint_steps", type=at_least(1), help="steps between checkpoints; an epoch unless given")
     parser.add_argument("--resume", action="store_true", help="go on from output_dir/checkpoint")
@@ -46,6 +47,8 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--push_to_hub", action="store_true", help="measure the result, write its card and push it")
     parser.add_argument("--hub_model_id", metavar="OWNER/NAME", help="the repository that --push_to_hub pushes to")
+    parser.add_argument("--hub_tag", metavar="TAG", help="of the commit, such as v1.0.0; the card pins it")
+    parser.add_argument("--hub_private_repo", action="store_true", help="where the repository is made by this push")
     parser.add_argument(
         "--recipe", nargs="*", default=[], metavar="FIELD=VALUE", help="changes of the recipe, VALUE as in JSON"
     )
@@ -86,14 +89,16 @@ def run(
     """
     output_dir: Path = arguments.output_dir
     allowed = [field.name for field in fields(recipe) if field.name != "name"]
-    initial = None if v0 is None else weights_sha256(v0)
     try:
+        initial = None if v0 is None else weights_sha256(v0)
         recipe = replace(recipe, **changes(arguments.recipe, allowed, "--recipe"))
         with accelerator.main_process_first():  # the others find the data set cached
             data = load_split(arguments.dataset, "train")
         held_out = None
         if arguments.validation_images:
             data, held_out = data.part_off(arguments.validation_images)
+            if v0 is not None:
+                _check_held_out(v0, data)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         accelerator.print(
             f"{recipe.name}: {parameters:,} parameters, {len(data.labels):,} images, "
@@ -114,6 +119,7 @@ def run(
             trained.save_pretrained(output_dir)
             NulaImageProcessor().save_pretrained(output_dir)
             record = {
+                "weights_sha256": weights_sha256(output_dir),
                 "recipe": asdict(recipe),
                 "architecture": {field: getattr(model.config, field) for field in ARCHITECTURE},
                 "command": command_again("accelerate launch", sys.argv),
@@ -139,9 +145,17 @@ def run(
             (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n")
             accelerator.print(f"saved to {output_dir}")
             if arguments.push_to_hub:
-                print(
-                    publish(recipe.name, output_dir, arguments.dataset, arguments.hub_model_id, accelerator.device, v0)
+                url = publish(
+                    recipe.name,
+                    output_dir,
+                    arguments.dataset,
+                    arguments.hub_model_id,
+                    accelerator.device,
+                    v0=v0,
+                    tag=arguments.hub_tag,
+                    private=arguments.hub_private_repo,
                 )
+                print(url)
     except TrainingInterrupted as interruption:
         accelerator.print(f"{interruption}; the same command with --resume goes on from there.")
         raise SystemExit(128 + interruption.signum) from interruption
@@ -155,6 +169,16 @@ def run(
         accelerator.end_training()
 
 
+def _check_held_out(v0: str, data: Split) -> None:
+    """ValueError unless v0's record tells that it was trained on the images of `data` alone."""
+    record = Path(v0) / "training.json"
+    if not record.is_file() or json.loads(record.read_text())["dataset"]["sha256"] != data.fingerprint:
+        raise ValueError(
+            f"--v0 {v0} is not known to be trained without the images of --validation_images; train it with the same "
+            "option, and give its folder."
+        )
+
+
 def _measure(folder: Path, data: Split, accelerator: Accelerator) -> dict[str, float]:
     """Accuracy in percent of the saved model under every row of the table, measured by all processes together."""
     classifier = load_classifier(str(folder), accelerator.device)
@@ -163,7 +187,13 @@ def _measure(folder: Path, data: Split, accelerator: Accelerator) -> dict[str, f
 
 
 def prepare(arguments: argparse.Namespace) -> Accelerator:
-    start_cpu_processes()
+    """The accelerator of a run, with all processes started and all random generators seeded.
+
+    Ends the process with a message where an option cannot be met, or a push at the end is bound to fail.
+    """
+    follow_launcher()
+    if not arguments.push_to_hub and (arguments.hub_model_id or arguments.hub_tag or arguments.hub_private_repo):
+        raise SystemExit("error: --hub_model_id, --hub_tag and --hub_private_repo are of --push_to_hub.")
     set_seed(arguments.seed)
     trackers = [tracker.value for tracker in get_available_trackers()]  # accelerate would only log at debug level
     if arguments.report_to and arguments.report_to not in trackers:
@@ -171,7 +201,7 @@ def prepare(arguments: argparse.Namespace) -> Accelerator:
         raise SystemExit(f"error: --report_to {arguments.report_to} is not installed; installed trackers: {installed}.")
     accelerator = Accelerator(log_with=arguments.report_to, project_dir=arguments.output_dir)
     if arguments.push_to_hub and accelerator.is_main_process:
-        check_before(arguments.hub_model_id)
+        check_before(arguments.hub_model_id, arguments.hub_tag, arguments.hub_private_repo)
     return accelerator
 
 

@@ -6,6 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from nula.dataset import SIDE, Split
 from nula.image_processing_nula import normalize
 from nula.modeling_nula import NulaForImageClassification
 from nula.train.augmentation import crop_and_flip, perturb
-from nula.train.checkpoints import FirstCycle, Progress, check_folder, load_checkpoint, save_checkpoint
+from nula.train.checkpoints import FirstCycle, Progress, check_folder, load_checkpoint, only_writer, save_checkpoint
 from nula.train.interruption import Interruption, TrainingInterrupted
 from nula.train.optimizers import build_optimizers, build_scheduler
 from nula.train.recipe import OPERATORS, Recipe
@@ -75,8 +76,8 @@ def train(
     Raises:
         ValueError: a data set smaller than a batch, a batch that the processes cannot share evenly, a checkpoint of a
             run that was started otherwise, one beyond `max_steps`, or mixed precision fp16.
-        FileExistsError, FileNotFoundError, OSError: as `check_folder` and `save_checkpoint` say.
-        FloatingPointError: a loss or a gradient that is not finite; the weights are those of the step before.
+        FileExistsError, FileNotFoundError, OSError: as `check_folder`, `only_writer` and `save_checkpoint` say.
+        FloatingPointError: a loss, a gradient or a weight that is not finite; no checkpoint holds such a one.
         RuntimeError: the processes end with different parameters.
         TrainingInterrupted: SIGINT or SIGTERM came; the step was finished and a checkpoint saved.
     """
@@ -125,17 +126,19 @@ def train(
         raise ValueError(f"max_steps is {max_steps}, and the checkpoint is of step {progress.step} already.")
     accelerator.init_trackers(recipe.name)
     generator = torch.Generator(device=device)
+    kinds = torch.arange(len(OPERATORS) + 1, device=device)  # as `perturb` numbers them
     clock = Clock(device)
     model.train()
     bar = tqdm(
         total=last, initial=progress.step, desc=recipe.name, unit="step", disable=not accelerator.is_main_process
     )
-    with Interruption() as interruption, bar:
-        for epoch, step, indices in _schedule(progress.step, last, len(labels), recipe, seed):
+    alone = only_writer(output_dir) if accelerator.is_main_process else nullcontext()
+    with alone, Interruption() as interruption, bar:
+        for epoch, step, indices in _schedule(progress.step, last, len(labels), recipe, seed, device):
             started = time.perf_counter()
             timed = step % TIMED_EVERY == TIMED_EVERY // 2  # not the first step, in which a model may be compiled
             begin = clock.read() if timed else 0.0
-            share = indices.chunk(processes)[rank].to(device)
+            share = indices.chunk(processes)[rank]
             generator.manual_seed(_mixed(seed, epoch, step, rank))
             torch.manual_seed(_mixed(seed, epoch, step, rank, 1))  # dropout draws from the device's own generator
             if recipe.restarted(epoch) and recipe.restart_dropout is not None:
@@ -149,7 +152,7 @@ def train(
             # the gradients, whether any process was asked to stop, and how many images went through each operator.
             norm = get_total_norm([parameter.grad for parameter in original.parameters()])
             asked = loss.new_full((), float(interruption.signum > 0))
-            counts = operators.bincount(minlength=len(OPERATORS) + 1)
+            counts = (operators[:, None] == kinds).sum(dim=0)
             status = torch.cat([torch.stack([loss.detach().float(), norm.float(), asked.float()]), counts.float()])
             loss_sum, norm_sum, asked_to_stop, *counts = accelerator.reduce(status, "sum").tolist()
             loss_value = loss_sum / processes
@@ -185,8 +188,9 @@ def train(
                 accelerator.log({"images_per_second": entry["images_per_second"]}, progress.step)
                 progress.start_epoch()
             if asked_to_stop or progress.step == last or progress.step % (checkpoint_steps or steps_per_epoch) == 0:
+                _check_finite(original, progress.step)
                 save_checkpoint(accelerator, checkpoint, identity)
-            if asked_to_stop and progress.step < last:
+            if asked_to_stop:
                 raise TrainingInterrupted(interruption.signum or signal.SIGTERM, progress.step, last)
     if recipe.restart_epochs and progress.step == total:
         first_cycle.average_into(original)
@@ -241,6 +245,13 @@ def _fingerprint(*tensors: torch.Tensor) -> str:
     return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
+def _check_finite(model: torch.nn.Module, step: int) -> None:
+    if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
+        raise FloatingPointError(
+            f"after step {step} weights or batch statistics are not finite; the last checkpoint is from before it."
+        )
+
+
 def _check_agreement(model: torch.nn.Module, accelerator: Accelerator) -> None:
     """Raise RuntimeError unless all processes hold the same parameters, to the bit."""
     with torch.no_grad():
@@ -250,10 +261,15 @@ def _check_agreement(model: torch.nn.Module, accelerator: Accelerator) -> None:
         raise RuntimeError("the processes ended with different parameters.")
 
 
-def _schedule(first: int, last: int, count: int, recipe: Recipe, seed: int) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """(epoch, step, indices of the global batch) for the steps from `first` up to, not including, `last`."""
+def _schedule(
+    first: int, last: int, count: int, recipe: Recipe, seed: int, device: torch.device
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """(epoch, step, indices of the global batch) for the steps from `first` up to, not including, `last`.
+
+    The indices of an epoch go to the device together.
+    """
     steps_per_epoch = count // recipe.batch_size
     for epoch in range(first // steps_per_epoch, recipe.epochs):
-        batches = batch_indices(count, epoch, recipe, seed)
+        batches = batch_indices(count, epoch, recipe, seed).to(device)
         for step in range(max(first, epoch * steps_per_epoch), min(last, (epoch + 1) * steps_per_epoch)):
             yield epoch, step, batches[step - epoch * steps_per_epoch]

@@ -64,9 +64,9 @@ def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def build_optimizers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """The recipe's optimiser of the convolutions behind the stem, and AdamW for the rest, decaying weights alone.
+    """The recipe's optimiser of the convolutions behind the stem, and AdamW for the rest.
 
-    A decayed batch normalisation or bias only loses accuracy.
+    Batch normalisation and biases are not decayed, as is customary.
     """
     convolutions, weights, vectors = [], [], []
     for name, parameter in model.named_parameters():

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -19,22 +20,33 @@ from nula.weights import weights_sha256
 LAUNCHER = ("ACCELERATE_", "TORCHELASTIC_", "MASTER_", "GROUP_", "ROLE_", "LOCAL_", "RANK", "WORLD_SIZE")
 
 
-def check_before(hub_id: str | None) -> None:
+SHOWN = ("predictions.npz", "provenance.json", "golden.npz", "calibration.json")  # of results: the table's alone
+
+
+def check_before(hub_id: str | None, tag: str | None, private: bool) -> None:
     """SystemExit where a push at the end of the run is bound to fail, so that it is known before the run."""
     if hub_id is None:
         raise SystemExit("error: --push_to_hub needs --hub_model_id owner/name.")
     try:
-        check_hub(hub_id)
+        check_hub(hub_id, tag, private)
     except PushRefused as error:
         raise SystemExit(f"error: --push_to_hub: {error}") from error
 
 
 def publish(
-    version: str, output_dir: Path, dataset: str, hub_id: str, device: torch.device, v0: str | None = None
+    version: str,
+    output_dir: Path,
+    dataset: str,
+    hub_id: str,
+    device: torch.device,
+    *,
+    v0: str | None = None,
+    tag: str | None = None,
+    private: bool = False,
 ) -> str:
     """Push what was trained into `output_dir` as `version`, compared with `v0` if given; return the commit's URL.
 
-    Results that are there and of these very weights and data are not measured again.
+    A table that is there and of these very weights and data is not measured again; no other result is shown.
 
     Raises:
         PushRefused, subprocess.CalledProcessError: the push, or a measurement, failed. Nothing of the run is lost.
@@ -44,24 +56,29 @@ def publish(
         measure(str(output_dir), dataset, results, device)
     with tempfile.TemporaryDirectory() as folder:
         releases = Path(folder)
-        (releases / version).symlink_to(output_dir.resolve())
+        _link(output_dir, releases / version, (path.name for path in output_dir.iterdir() if path.is_file()))
+        _link(results, releases / version / "results", SHOWN)
         if v0 is not None:
             results_v0 = Path(v0) / "results"
             if not has_table(v0, dataset, results_v0):
                 results_v0 = output_dir / "v0_results"
             if not has_table(v0, dataset, results_v0):
                 measure(v0, dataset, results_v0, device)
-            (releases / "v0").mkdir()
-            (releases / "v0" / "results").symlink_to(results_v0.resolve())
+            _link(results_v0, releases / "v0" / "results", SHOWN)
         base = None if v0 is None else "" if Path(v0).exists() else v0
-        payload = assemble(version, releases, output_dir / "payload", hub_id, base)
-        return push(payload, results / "golden.npz", hub_id)
+        payload = assemble(version, releases, output_dir / "payload", hub_id, base, tag)
+        return push(payload, results / "golden.npz", hub_id, private=private, tag=tag)
+
+
+def _link(source: Path, folder: Path, names: Iterable[str]) -> None:
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).symlink_to((source / name).resolve())
 
 
 def has_table(model: str, dataset: str, results: Path) -> bool:
     """Whether `results` holds a whole table of these weights on this data set."""
-    needed = ("predictions.npz", "provenance.json", "golden.npz", "calibration.json")
-    if not all((results / name).is_file() for name in needed):
+    if not all((results / name).is_file() for name in SHOWN):
         return False
     record = json.loads((results / "provenance.json").read_text())
     same = record["weights_sha256"] == weights_sha256(model) and record["definitions_version"] == DEFINITIONS_VERSION
