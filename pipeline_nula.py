@@ -38,7 +38,8 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
     """The stock image-classification pipeline with NULA's way of reading images: same results, more inputs, less time.
 
     An image is a path, an http(s) or data URL, the bytes of an image file, a PIL image, or a numpy array or torch
-    tensor of shape (3, H, W) or (H, W, 3). A call takes
+    tensor of shape (3, H, W) or (H, W, 3). On a CPU the pipeline lays out the model's weights channels_last, which is
+    faster there and changes no value of theirs. A call takes
 
     - an image, and gives its answer;
     - an array of images with a leading batch axis, or a folder, whose images are those of `image_files`, and gives a
@@ -54,6 +55,11 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
     """
 
     _load_video_processor = False  # there is none; looking for one would cost a request a load
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.device.type == "cpu":
+            self.model.to(memory_format=torch.channels_last)  # the same weights, in the order that its kernels prefer
 
     def check_model_type(self, supported_models: Any) -> None:
         """Accept the model: the stock check knows the classes of the library alone and would report an error."""

@@ -61,8 +61,9 @@ Candidates take turns within one run; a figure is the median over the turns.
 ## The pipeline
 
 How many times as long as the bare model on prepared batches each pipeline takes for {pipeline["images"]} images. The
-stock pipeline has transformers' ViTImageProcessor, on Pillow and on torchvision; JPEG files are of 256×256 pixels, all
-other images of 32×32.
+bare model is laid out channels_last, as NULA's pipeline has it; the stock pipeline has the model as it is loaded, and
+transformers' ViTImageProcessor, on Pillow and on torchvision. JPEG files are of 256×256 pixels, all other images of
+32×32.
 
 {pipeline_table(pipeline)}
 
@@ -83,9 +84,13 @@ Time beside the model itself (1.00) for {forms["images"]} images, and accuracy o
 """
 
 
+def load_records() -> tuple[dict, dict]:
+    """The committed records, of the pipeline and of the forms."""
+    return tuple(json.loads((FOLDER / f"{name}.json").read_text()) for name in ("pipeline", "forms"))
+
+
 def main() -> None:
-    records = (json.loads((FOLDER / f"{name}.json").read_text()) for name in ("pipeline", "forms"))
-    (FOLDER / "README.md").write_text(page(*records), encoding="utf-8")
+    (FOLDER / "README.md").write_text(page(*load_records()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -210,15 +210,15 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("sensitivity", study, "norm of the Jacobian of the logits with respect to the pixels")
     command.add_argument("--images", type=at_least(2), default=1000, help="of the test split, from its start")
     command = add("curvature", study, "ends of the spectrum of the loss's Hessian in the parameters")
-    command.add_argument("--images", type=at_least(1), default=512, help="of the test split, from its start")
+    command.add_argument("--images", type=at_least(1), default=192, help="of the test split, from its start")
     command.add_argument(
         "--subsets", type=at_least(2), default=4, help="of those images, each with a spectrum of its own"
     )
     command = add("null-space", study, "accuracy under attacks that downsampling removes")
     command.add_argument("--images", type=at_least(2), default=1000, help="of the test split, from its start")
     command = add("certified", study, "certified accuracy of the smoothed classifier against the radius")
-    command.add_argument("--images", type=at_least(1), default=200, help="of the test split, from its start")
-    command.add_argument("--draws", type=at_least(1), default=1000, help="of the noise for each image and strength")
+    command.add_argument("--images", type=at_least(1), default=100, help="of the test split, from its start")
+    command.add_argument("--draws", type=at_least(1), default=500, help="of the noise for each image and strength")
     command = add("basin", basin, "what lies on the line between two models", several=False)
     command.add_argument("--start", required=True, help="the model that --model was fine-tuned from")
     command.add_argument(

@@ -23,6 +23,7 @@ import pytest
 import torch
 from conftest import CAT, run_without_nula
 from PIL import Image
+from safetensors.torch import load_file
 from scipy.stats import binom, norm
 from torch.utils.data import Dataset, IterableDataset
 from transformers import ImageClassificationPipeline
@@ -101,6 +102,15 @@ def close(ours: list, theirs: list) -> None:
     assert [[entry["label"] for entry in a] for a in ours] == [[entry["label"] for entry in b] for b in theirs]
     scores = [[[entry["score"] for entry in answer] for answer in answers] for answers in (ours, theirs)]
     np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+def test_the_models_weights_are_laid_out_for_a_cpu(pipe, payload, tmp_path):
+    weight = max(pipe.model.parameters(), key=torch.numel)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    pipe.save_pretrained(tmp_path)
+    saved, released = (load_file(folder / "model.safetensors") for folder in (tmp_path, payload))
+    assert saved.keys() == released.keys()
+    assert all(torch.equal(saved[name], released[name]) for name in saved)
 
 
 def test_lists_batches_and_generators_are_answered_in_kind(pipe, test_split):
