@@ -48,9 +48,10 @@ def forms_table(record: dict) -> str:
 def page(pipeline: dict, forms: dict) -> str:
     def told(record: dict) -> str:
         machine = record["machine"]
+        libraries = (name for name in ("torch", "transformers", "torchvision", "onnxruntime") if name in machine)
         return (
-            f"{machine['threads']} threads on {machine['cores']} cores of {machine['processor']}, torch "
-            f"{machine['torch']}, transformers {machine['transformers']}, {record['date']}: `{record['command']}`"
+            f"{machine['threads']} threads on {machine['cores']} cores of {machine['processor']}, "
+            f"{', '.join(f'{name} {machine[name]}' for name in libraries)}, {record['date']}: `{record['command']}`"
         )
 
     return f"""# Benchmarks

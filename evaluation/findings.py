@@ -110,12 +110,16 @@ def noise_gap(v0: Path, v1: Path) -> Evidence:
     first, second = (correct_draws(table) for table in paired_tables(v0 / "noise", v1 / "noise"))
     result = gap(first, second)
     over_images = mean_interval(100 * (second.mean(axis=0) - first.mean(axis=0)))
-    settled = "never" if result.settled is None else f"from k = {result.settled:,} of {first.shape[1]:,} images on"
+    settled = (
+        f"not every realisation comes to lie within {result.tolerance} points of Δ on {first.shape[1]:,} images"
+        if result.settled is None
+        else f"every realisation is within {result.tolerance} points of Δ from k = {result.settled:,} images on"
+    )
     sizes = np.abs(result.running[:, -1])
     evidence = (
         f"Δ = {result.mean:+.2f} points ({result.interval[0]:+.2f} to {result.interval[1]:+.2f} over noise, "
         f"{over_images[1]:+.2f} to {over_images[2]:+.2f} over images), E|Δ| = {sizes.mean():.2f}, standard deviation "
-        f"over noise {result.std:.2f}; every realisation is within {result.tolerance} points of Δ {settled}"
+        f"over noise {result.std:.2f}; {settled}"
     )
     verdicts = [_positive(*result.interval), _positive(*over_images[1:])]
     return evidence, _all([*verdicts, UNCLEAR if result.settled is None else HOLDS])
@@ -236,12 +240,12 @@ def path(v0: Path, v1: Path) -> Evidence:
     }
     end = min((0.0, 1.0), key=lambda alpha: right[alpha].mean())
     lowest = min((alpha for alpha in ALPHAS if 0 < alpha < 1), key=lambda alpha: right[alpha].mean())
-    mean, low, high = mean_interval(100.0 * right[end] - 100.0 * right[lowest])
+    mean, low, high = mean_interval(100.0 * right[lowest] - 100.0 * right[end])
     evidence = (
-        f"clean accuracy on the straight line between them lies at most {mean:+.2f} points ({low:+.2f} to {high:+.2f}) "
-        f"below its lower end, at α = {lowest}; a barrier would be more than {UNMOVED:g}"
+        f"the lowest clean accuracy on the straight line between them, at α = {lowest}, less that of its lower end: "
+        f"{mean:+.2f} points ({low:+.2f} to {high:+.2f}); a barrier would be below −{UNMOVED:g}"
     )
-    return evidence, HOLDS if high <= UNMOVED else FAILS if low > UNMOVED else UNCLEAR
+    return evidence, HOLDS if low >= -UNMOVED else FAILS if high < -UNMOVED else UNCLEAR
 
 
 @of_claim("a trade-off: clean accuracy hardly moves, yet some inputs flip")

@@ -4,11 +4,33 @@ import json
 import sys
 
 import pytest
-from conftest import SAMPLE
+from conftest import ROOT, SAMPLE
 
 from nula.benchmarks import forms, pipeline
-from nula.benchmarks.tables import forms_table, page, pipeline_table, start_up_table
+from nula.benchmarks.tables import (
+    FOLDER,
+    faster_than_stock,
+    forms_table,
+    load_records,
+    page,
+    pipeline_table,
+    start_up_table,
+)
 from nula.benchmarks.timing import interleaved, ratio
+from nula.weights import weights_sha256
+
+
+def test_the_committed_page_is_what_the_records_give():
+    committed = load_records()
+    assert (FOLDER / "README.md").read_text() == page(*committed)
+    assert {record["weights_sha256"] for record in committed} == {weights_sha256(ROOT / "releases" / "v1")}
+
+
+@pytest.mark.parametrize(("kind", "most"), [("tensors", 1.10), ("arrays", 1.10), ("PIL images", 1.35)])
+def test_the_pipeline_costs_little_beside_the_model(kind, most):
+    seconds = load_records()[0]["seconds"]["64"][kind]
+    assert ratio(seconds, pipeline.OURS, pipeline.BARE) <= most
+    assert faster_than_stock(seconds) >= 1.5
 
 
 def test_candidates_take_turns():
