@@ -116,20 +116,20 @@ def curvature(results: Results) -> Figure:
 
 def path(results: Results) -> Figure:
     """Accuracy on the straight line through both models' weights."""
-    figure, axes = _figure(3.6)
+    figure, axes = _figure(4.4)
     stored = Table.load(results["v1"] / "basin")
     accuracies = stored.accuracies()
     for condition, color, marker in zip(PATH_CONDITIONS, ("#000000", "#0072B2", "#D55E00"), "os^"):
         for statistics, style in ((INTERPOLATED, "-"), (MEASURED_ANEW, ":")):
             values = [accuracies[path_row(condition, statistics, alpha)] for alpha in ALPHAS]
-            label = f"{condition}, BatchNorm statistics {statistics}"
+            label = f"{condition}, statistics {statistics}"
             axes.plot(ALPHAS, values, color=color, marker=marker, linestyle=style, label=label)
     for alpha, name in ((0, "v0"), (1, "v1")):
         axes.axvline(alpha, color="gray", linewidth=0.8)
         axes.annotate(name, (alpha, axes.get_ylim()[1]), ha="center", va="bottom")
     total = len(stored.labels)
     axes.set(xlabel="α in θ(v0) + α (θ(v1) − θ(v0))", ylabel=f"accuracy in percent on {total:,} images")
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(frameon=False, fontsize=9, ncols=2, loc="outside lower center", title="statistics of BatchNorm")
     return figure
 
 
