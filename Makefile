@@ -13,7 +13,9 @@ setup: .venv/.complete
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-classify: release
+classify: setup
+	$(if $(IMAGE),,$(error give an image, such as IMAGE=examples/cat.png))
+	@$(BIN)/python -m nula.model_card.release $(VERSION) > /dev/null
 	$(BIN)/nula classify --model build/nula-cifar10-robust-$(VERSION) '$(IMAGE)'
 
 test: setup lint
@@ -27,6 +29,7 @@ release: setup
 	$(BIN)/python -m nula.model_card.release $(VERSION)
 
 push: setup
+	$(if $(HUB_ID),,$(error give the repository: HUB_ID=owner/name))
 	$(BIN)/python -m nula.model_card.release $(VERSION) --push '$(HUB_ID)' $(if $(TAG),--tag '$(TAG)') $(if $(BASE),--base '$(BASE)') $(if $(PRIVATE),--private) $(if $(DRY_RUN),--dry-run)
 
 # The files of a Hugging Face Space.

@@ -141,7 +141,9 @@ def compare(arguments: argparse.Namespace) -> None:
 
 def claims(arguments: argparse.Namespace) -> None:
     for finding in findings(*arguments.results):
-        print(f"{finding.claim}: {finding.verdict}\n    {finding.evidence}")
+        print(f"{finding.claim}: {finding.verdict}")
+        if finding.evidence:
+            print(f"    {finding.evidence}")
 
 
 def single_device(arguments: argparse.Namespace) -> torch.device:

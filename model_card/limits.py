@@ -48,10 +48,10 @@ def of_confidence(rows: dict[str, dict[str, float]]) -> str:
     """How far the scores are from probabilities, clean and at worst."""
     errors = {row: 100 * scores["expected_calibration_error"] for row, scores in rows.items()}
     worst = max(errors, key=errors.__getitem__)
+    at_worst = "" if worst == CLEAN else f" and {errors[worst]:.1f} under {worst}"
     return (
         "The scores are not calibrated probabilities: confidence and accuracy are "
-        f"{errors[CLEAN]:.1f} points apart under {CLEAN} "
-        f"and {errors[worst]:.1f} under {worst} (expected calibration error)."
+        f"{errors[CLEAN]:.1f} points apart under {CLEAN}{at_worst} (expected calibration error)."
     )
 
 

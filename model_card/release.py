@@ -46,6 +46,7 @@ def assemble(
     (payload / "figures").mkdir()
     for name in pictures(releases):
         shutil.copy(releases / "figures" / f"{name}.png", payload / "figures")
+    (payload / "model.safetensors").chmod(0o644)  # which safetensors keeps to its owner
     (payload / "examples").mkdir()
     with np.load(release / "results" / "golden.npz") as golden:
         for path, index in widget_images(version, releases).items():
@@ -69,6 +70,8 @@ def main() -> None:
     tag = arguments.tag or release_tag()
     try:
         check_results(arguments.releases)
+        if arguments.push is not None:  # before its card is written
+            check_hub(arguments.push, tag, arguments.private)
         version, releases = arguments.version, arguments.releases
         payload = assemble(version, releases, arguments.build, arguments.push, arguments.base, tag)
         golden = releases / version / "results" / "golden.npz"
@@ -77,7 +80,6 @@ def main() -> None:
                 print(f"{file.stat().st_size:>10,}  {file}")
         elif arguments.dry_run:
             check_payload(payload, golden)
-            check_hub(arguments.push, tag, arguments.private)
             print("\n".join([*changes(payload, arguments.push, arguments.private), f"tag: {tag}, new"]))
         else:
             print(push(payload, golden, arguments.push, private=arguments.private, tag=tag))

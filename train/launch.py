@@ -102,7 +102,7 @@ def run(
         parameters = sum(parameter.numel() for parameter in model.parameters())
         accelerator.print(
             f"{recipe.name}: {parameters:,} parameters, {len(data.labels):,} images, "
-            f"{accelerator.num_processes} processes"
+            f"processes: {accelerator.num_processes}"
         )
         trained, log = train(
             model,
