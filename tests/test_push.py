@@ -393,7 +393,8 @@ def test_training_scripts_push_what_they_train(hub, environment, tmp_path):
     assert "error: --push_to_hub: 'v 1' cannot be a tag" in done.stderr
     hub.faults = [Fault("whoami", 401)]
     done = train("train_v0.py", tmp_path / "v0", *net, "--hub_model_id", "owner/mine-v0")
-    assert "error: --push_to_hub: the Hub refused: 401" in done.stderr
+    assert "error: --push_to_hub: the Hub refused: Invalid user token." in done.stderr
+    assert "The token may not write to owner/mine-v0" in done.stderr
     assert not (tmp_path / "v0").exists()
     hub.faults = [Fault("commit/main", 403)]
     done = train("train_v0.py", tmp_path / "v0", *net, "--hub_model_id", "owner/mine-v0")
