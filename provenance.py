@@ -19,15 +19,17 @@ def public_argument(argument: str) -> str:
     return Path(argument).name if argument.startswith(("/", "~", "..")) else argument
 
 
+def without_options(parts: list[str], *options: str) -> list[str]:
+    """The parts of a command less these options and the one value of each."""
+    return [part for before, part in zip(["", *parts], parts) if part not in options and before not in options]
+
+
 def command_again(program: str, arguments: list[str]) -> str:
     """The command that does the whole run again: without resuming and pushing it, and with paths made public."""
     parts = []
     for argument in arguments:
         parts.extend(argument.split("=", 1) if argument.startswith("--") else [argument])
-    for option in ("--hub_model_id", "--hub_tag"):
-        if option in parts:
-            place = parts.index(option)
-            del parts[place : place + 2]
+    parts = without_options(parts, "--hub_model_id", "--hub_tag")
     parts = [part for part in parts if part not in ("--resume", "--push_to_hub", "--hub_private_repo")]
     return f"{program} {shlex.join(map(public_argument, parts))}"
 

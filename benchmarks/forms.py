@@ -19,7 +19,7 @@ from onnxruntime.quantization import quantize_dynamic
 from tqdm import tqdm
 
 from nula.benchmarks.timing import interleaved, machine
-from nula.dataset import load_split
+from nula.dataset import CIFAR10, load_split
 from nula.evaluation.classifiers import load_classifier
 from nula.export import export_onnx, export_program
 from nula.provenance import command_again
@@ -67,7 +67,7 @@ def accuracy(form: Form, pixels: torch.Tensor, labels: torch.Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m nula.benchmarks.forms", description="Measure deployment forms.")
     parser.add_argument("--model", required=True, help="Hub id, or folder of a release")
-    parser.add_argument("--dataset", default="uoft-cs/cifar10", help="Hub id, or a folder of the same layout")
+    parser.add_argument("--dataset", default=CIFAR10, help="Hub id, or a folder of the same layout")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/forms.json"))
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()

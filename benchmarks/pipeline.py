@@ -24,7 +24,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils import is_torchvision_available
 
 from nula.benchmarks.timing import Candidates, interleaved, machine
-from nula.dataset import load_split
+from nula.dataset import CIFAR10, load_split
 from nula.image_processing_nula import IMAGE_MEAN, IMAGE_STD, NulaImageProcessor
 from nula.pipeline_nula import NulaImageClassificationPipeline
 from nula.provenance import command_again
@@ -77,15 +77,25 @@ def inputs(images: np.ndarray, folder: Path) -> dict[str, object]:
     }
 
 
-def candidates(folder: str, images: object, pixels: torch.Tensor, batch_size: int) -> Candidates:
-    """What classifies `images`; the bare model has them as `pixels` (N, 3, 32, 32), ready, and is channels_last."""
+def pipelines(folder: str) -> dict[str, ImageClassificationPipeline]:
+    """Every pipeline by name, each with a model of its own, as ours lays it out anew."""
     processors = {OUR_PROCESSOR: NulaImageProcessor()}
     for name, processor in STOCK.items():
         processors[name] = processor(size={"height": 32, "width": 32}, image_mean=IMAGE_MEAN, image_std=IMAGE_STD)
     pipes = {OURS: NulaImageClassificationPipeline(model=load_model(folder), image_processor=NulaImageProcessor())}
     for name, processor in processors.items():
         pipes[name] = ImageClassificationPipeline(model=load_model(folder), image_processor=processor)
-    model = load_model(folder).to(memory_format=torch.channels_last)
+    return pipes
+
+
+def candidates(
+    model: torch.nn.Module,
+    pipes: dict[str, ImageClassificationPipeline],
+    images: object,
+    pixels: torch.Tensor,
+    batch_size: int,
+) -> Candidates:
+    """What classifies `images`; the bare `model` has them as `pixels` (N, 3, 32, 32), ready."""
 
     def bare() -> None:
         with torch.inference_mode():
@@ -99,21 +109,20 @@ def candidates(folder: str, images: object, pixels: torch.Tensor, batch_size: in
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m nula.benchmarks.pipeline", description="Time the pipeline.")
     parser.add_argument("--model", required=True, help="folder of an assembled release")
-    parser.add_argument("--dataset", default="uoft-cs/cifar10", help="Hub id, or a folder of the same layout")
+    parser.add_argument("--dataset", default=CIFAR10, help="Hub id, or a folder of the same layout")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/pipeline.json"))
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     images = load_split(arguments.dataset, "test").first(IMAGES).images.numpy()
     pixels = NulaImageProcessor()(images, return_tensors="pt").pixel_values
-    seconds = {}
+    model = load_model(arguments.model).to(memory_format=torch.channels_last)
+    pipes, seconds = pipelines(arguments.model), {}
     with tempfile.TemporaryDirectory() as folder:
         kinds = inputs(images, Path(folder))
         with tqdm(total=(3 + len(STOCK)) * arguments.rounds * len(BATCH_SIZES) * len(kinds), desc="timing") as progress:
             for batch_size in BATCH_SIZES:
                 seconds[str(batch_size)] = {
-                    kind: interleaved(
-                        candidates(arguments.model, values, pixels, batch_size), arguments.rounds, progress
-                    )
+                    kind: interleaved(candidates(model, pipes, values, pixels, batch_size), arguments.rounds, progress)
                     for kind, values in kinds.items()
                 }
 

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from nula.cli import at_least
-from nula.dataset import Split, load_split
+from nula.dataset import CIFAR10, Split, load_split
 from nula.evaluation import studies
 from nula.evaluation.accuracy import Measurement, Table, evaluate, save_finished, table_rows
 from nula.evaluation.classifiers import load_classifier
@@ -197,7 +197,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         action = {"action": "append"} if several else {}
         command.add_argument("--model", required=True, help="Hub id or folder of a model of ten classes", **action)
-        command.add_argument("--dataset", default="uoft-cs/cifar10", help="Hub id, or a folder of the same layout")
+        command.add_argument("--dataset", default=CIFAR10, help="Hub id, or a folder of the same layout")
         command.add_argument("--output", type=Path, required=True, help="receives the results")
         command.add_argument("--cpu", action="store_true", help="even where there is an accelerator")
         command.set_defaults(run=run)

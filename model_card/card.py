@@ -34,7 +34,7 @@ from nula.model_card.tables import (
     stored_tables,
 )
 from nula.perturbations.corruptions import SEVERITIES
-from nula.provenance import training_command
+from nula.provenance import training_command, without_options
 
 WIDGET_CLASSES = 3  # examples in the widget, each of another class
 
@@ -126,9 +126,8 @@ def again(training: dict, base: str) -> str:
     for option, value in values.items():
         if option in parts:
             parts[parts.index(option) + 1] = value
-    if is_cifar10(training["dataset"]) and "--dataset" in parts:
-        place = parts.index("--dataset")
-        del parts[place : place + 2]  # it is the default
+    if is_cifar10(training["dataset"]):
+        parts = without_options(parts, "--dataset")  # it is the default
     return shlex.join(parts)
 
 

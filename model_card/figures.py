@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 from nula.configuration_nula import CIFAR10_LABELS
-from nula.dataset import Split, load_split
+from nula.dataset import CIFAR10, Split, load_split
 from nula.evaluation.accuracy import Table
 from nula.evaluation.monte_carlo import correct_draws, gap
 from nula.evaluation.statistics import confusion_matrix, flips, mean_interval, wilson_interval
@@ -244,7 +244,7 @@ FROM_RESULTS: dict[str, Callable[[Results], Figure]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m nula.model_card.figures", description="Draw the card's pictures.")
     parser.add_argument("--releases", type=Path, default=Path("releases"))
-    parser.add_argument("--dataset", default="uoft-cs/cifar10", help="Hub id, or a folder of the same layout")
+    parser.add_argument("--dataset", default=CIFAR10, help="Hub id, or a folder of the same layout")
     arguments = parser.parse_args()
     results = {version: arguments.releases / version / "results" for version in ("v0", "v1")}
     data = load_split(arguments.dataset, "test")

@@ -208,11 +208,17 @@ def test_a_repository_of_somebody_else_is_refused_before_anything(hub, environme
     assert hub.repositories == {}
 
 
-@pytest.mark.parametrize("tag", ["v1 0", "v1..0", "v1.lock", "-v1", "v1~"])
-def test_a_tag_that_cannot_be_is_refused_before_anything(hub, environment, small, tag):
-    failed = push_small(small, environment, tag=tag)
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        *(("name", name, "names no repository") for name in ("nula", "a/b/c", "my model/x", "")),
+        *(("tag", tag, "cannot be a tag") for tag in ("v1 0", "v1..0", "v1.lock", "-v1", "v1~")),
+    ],
+)
+def test_a_name_or_tag_that_cannot_be_is_refused_before_anything(hub, environment, small, option, value, message):
+    failed = push_small(small, environment, **{option: value})
     assert failed.returncode == 1
-    assert f"error: {tag!r} cannot be a tag" in failed.stderr
+    assert f"error: {value!r} {message}" in failed.stderr
     assert hub.requests == []
 
 
@@ -227,14 +233,6 @@ def test_what_is_to_be_private_does_not_go_to_a_public_repository(hub, environme
 
 def test_a_token_that_does_not_tell_its_role_is_tried(hub, environment, small):
     assert push_small(small, environment | {"HF_TOKEN": "hf_oauth"}).returncode == 0
-
-
-@pytest.mark.parametrize("name", ["nula", "a/b/c", "my model/x", ""])
-def test_a_name_that_is_none_is_refused_before_anything(hub, environment, small, name):
-    failed = push_small(small, environment, name=name)
-    assert failed.returncode == 1
-    assert f"error: {name!r} names no repository" in failed.stderr
-    assert hub.requests == []
 
 
 def test_a_dry_run_says_what_would_change(hub, environment, small):
