@@ -9,12 +9,14 @@ import sys
 import psutil
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt
 
 
-def follow_launcher() -> None:
-    """Stop where the launcher is stopped, and be two processes where it was asked for two on a CPU."""
+def prepare_process() -> None:
+    """Stop where the launcher is stopped, be two processes where it was asked for two on a CPU, and keep memory."""
     _stop_with_launcher()
     _start_cpu_processes()
+    _keep_memory()
 
 
 def _stop_with_launcher() -> None:
@@ -22,6 +24,19 @@ def _stop_with_launcher() -> None:
     parent = psutil.Process().parent()
     if sys.platform == "linux" and parent and any("accelerate" in part for part in parent.cmdline()[:4]):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _keep_memory() -> None:
+    """Have glibc hand the memory of freed tensors out again, instead of returning it to the system.
+
+    Otherwise every large tensor is mapped anew, and cleared by the kernel page by page: on a CPU a fifth of the time of
+    a training step, and half of a forward pass.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+        mallopt(M_TOP_PAD, 512 * 2**20)
 
 
 def _start_cpu_processes() -> None:

@@ -22,7 +22,7 @@ from nula.evaluation.classifiers import load_classifier
 from nula.evaluation.findings import findings
 from nula.evaluation.monte_carlo import noise_rows
 from nula.evaluation.statistics import calibration, flips, mcnemar_p, wilson_interval
-from nula.launcher import follow_launcher
+from nula.launcher import prepare_process
 from nula.perturbations.suite import DEFINITIONS_VERSION
 from nula.provenance import command_again, library_versions, public_argument
 from nula.weights import weights_sha256
@@ -236,7 +236,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    follow_launcher()
+    prepare_process()
     arguments = build_parser().parse_args()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # float32 in full
     try:

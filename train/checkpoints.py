@@ -40,29 +40,6 @@ class Progress:
         vars(self).update(state)
 
 
-class FirstCycle:
-    """The model at the end of the first cycle of the learning rate, to be averaged with that at the end of the run."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, torch.Tensor] = {}
-
-    def keep(self, model: torch.nn.Module) -> None:
-        self.tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-    @torch.no_grad()
-    def average_into(self, model: torch.nn.Module) -> None:
-        """Make parameters and BatchNorm statistics of `model` the mean of the kept ones and its own."""
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                tensor.copy_(torch.lerp(self.tensors[name].to(tensor.device), tensor, 0.5))
-
-    def state_dict(self) -> dict:
-        return self.tensors
-
-    def load_state_dict(self, state: dict) -> None:
-        self.tensors = dict(state)
-
-
 @contextmanager
 def only_writer(output_dir: Path) -> Iterator[None]:
     """Keep other runs out of `output_dir` meanwhile; FileExistsError where one is at work there."""

@@ -21,7 +21,7 @@ from nula.dataset import SIDE, Split
 from nula.image_processing_nula import normalize
 from nula.modeling_nula import NulaForImageClassification
 from nula.train.augmentation import crop_and_flip, perturb
-from nula.train.checkpoints import FirstCycle, Progress, check_folder, load_checkpoint, only_writer, save_checkpoint
+from nula.train.checkpoints import Progress, check_folder, load_checkpoint, only_writer, save_checkpoint
 from nula.train.interruption import Interruption, TrainingInterrupted
 from nula.train.optimizers import build_optimizers, build_scheduler
 from nula.train.recipe import OPERATORS, Recipe
@@ -91,15 +91,14 @@ def train(
         raise ValueError("mixed precision fp16 is not supported, as two optimisers would share its scaler; take bf16.")
     checkpoint = output_dir / "checkpoint"
     weights_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    copies = 4 if recipe.restart_epochs else 3  # weights, up to two moments, and the weights before the restart
-    check_folder(output_dir, copies * weights_bytes, resume)
+    check_folder(output_dir, 3 * weights_bytes, resume)  # weights and up to two moments
     accelerator.wait_for_everyone()
 
     images, labels = data.images.to(device), data.labels.to(device)
     model = model.to(device, memory_format=torch.channels_last)
     flops = _training_flops(model)
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-    optimizers = build_optimizers(model, recipe)
+    optimizers = build_optimizers(model, recipe, dtype)
     schedulers = [build_scheduler(optimizer, recipe, steps_per_epoch) for optimizer in optimizers]
     original = model  # shares its parameters with the prepared one, which may be wrapped or compiled
     model, *optimizers = accelerator.prepare(model, *optimizers)
@@ -113,13 +112,15 @@ def train(
         "mixed_precision": accelerator.mixed_precision,
         "dynamo_backend": dynamo_backend(accelerator),
     }
-    progress, first_cycle = Progress(), FirstCycle()
+    progress = Progress()
     # The schedulers are not prepared: accelerate would step them once for each process, and a step here is a global
     # batch.
-    accelerator.register_for_checkpointing(progress, *schedulers, first_cycle)
+    accelerator.register_for_checkpointing(progress, *schedulers)
     if resume:
         load_checkpoint(accelerator, checkpoint, identity)
 
+    # v0 and v1 draw apart, under one seed: v1 would otherwise see v0's batches again, in v0's order.
+    stream = _mixed(seed, *recipe.name.encode())
     total = recipe.epochs * steps_per_epoch
     last = total if max_steps is None else min(max_steps, total)
     if last < progress.step:
@@ -134,15 +135,13 @@ def train(
     )
     alone = only_writer(output_dir) if accelerator.is_main_process else nullcontext()
     with alone, Interruption() as interruption, bar:
-        for epoch, step, indices in _schedule(progress.step, last, len(labels), recipe, seed, device):
+        for epoch, step, indices in _schedule(progress.step, last, len(labels), recipe, stream, device):
             started = time.perf_counter()
             timed = step % TIMED_EVERY == TIMED_EVERY // 2  # not the first step, in which a model may be compiled
             begin = clock.read() if timed else 0.0
             share = indices.chunk(processes)[rank]
-            generator.manual_seed(_mixed(seed, epoch, step, rank))
-            torch.manual_seed(_mixed(seed, epoch, step, rank, 1))  # dropout draws from the device's own generator
-            if recipe.restarted(epoch) and recipe.restart_dropout is not None:
-                original.nula.stem.dropout.p = recipe.restart_dropout
+            generator.manual_seed(_mixed(stream, epoch, step, rank))
+            torch.manual_seed(_mixed(stream, epoch, step, rank, 1))  # dropout draws from the device's own generator
             pixels, operators = perturb(crop_and_flip(images, share, recipe, generator), recipe, generator)
             middle = clock.read() if timed else 0.0
             logits = model(normalize(pixels)).logits
@@ -176,8 +175,6 @@ def train(
             progress.seconds += time.perf_counter() - started
             bar.update()
             bar.set_postfix(loss=f"{loss_value:.3f}", refresh=False)
-            if recipe.restart_epochs and progress.step == total - recipe.restart_epochs * steps_per_epoch:
-                first_cycle.keep(original)
             if progress.step % LOGGED_EVERY == 0:
                 accelerator.log({"loss": loss_value, "learning_rate": schedulers[0].get_last_lr()[0]}, progress.step)
             if progress.step % steps_per_epoch == 0:
@@ -192,8 +189,6 @@ def train(
                 save_checkpoint(accelerator, checkpoint, identity)
             if asked_to_stop:
                 raise TrainingInterrupted(interruption.signum or signal.SIGTERM, progress.step, last)
-    if recipe.restart_epochs and progress.step == total:
-        first_cycle.average_into(original)
     _check_agreement(model, accelerator)
     return original, _speed(progress.epochs, steps_per_epoch * recipe.batch_size, flops, processes)
 

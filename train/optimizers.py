@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from nula.train.recipe import Recipe
 
@@ -26,10 +26,12 @@ class Muon(torch.optim.Optimizer):
         parameters: of at least two axes, each before a batch normalisation.
         lr: learning rate; a step changes the weights by about 0.2 · lr / rms of their size.
         rms: root mean square that every parameter is kept at, from the first step on.
+        dtype: of the orthogonalization; its iteration stands bfloat16 (K. Jordan), which torch.optim.Muon always takes.
     """
 
-    def __init__(self, parameters, lr: float, rms: float):
+    def __init__(self, parameters, lr: float, rms: float, dtype: torch.dtype = torch.float32):
         super().__init__(parameters, {"lr": lr, "rms": rms})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -42,9 +44,9 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"].mul_(MOMENTUM).add_(parameter.grad)
                 update = parameter.grad.add(momentum, alpha=MOMENTUM)  # Nesterov's
-                direction = orthogonalize(update.flatten(1))
+                direction = orthogonalize(update.flatten(1).to(self.dtype))
                 scale = 0.2 * math.sqrt(max(direction.shape))
-                parameter.add_(direction.view(parameter.shape), alpha=-group["lr"] * scale)
+                parameter.add_(direction.view(parameter.shape).to(parameter.dtype), alpha=-group["lr"] * scale)
                 parameter.mul_(group["rms"] * math.sqrt(parameter.numel()) / parameter.norm())
 
 
@@ -63,8 +65,10 @@ def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
     return x.T if transposed else x
 
 
-def build_optimizers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """The recipe's optimiser of the convolutions behind the stem, and AdamW for the rest.
+def build_optimizers(
+    model: torch.nn.Module, recipe: Recipe, dtype: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
+    """The recipe's optimiser of the convolutions behind the stem, with `dtype` for Muon's products, and AdamW for the rest.
 
     Batch normalisation and biases are not decayed, as is customary.
     """
@@ -83,17 +87,12 @@ def build_optimizers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim
     ]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.learning_rate)]
     if with_muon:
-        optimizers.append(Muon(convolutions, lr=recipe.learning_rate, rms=recipe.weight_rms))
+        optimizers.append(Muon(convolutions, lr=recipe.learning_rate, rms=recipe.weight_rms, dtype=dtype))
     return optimizers
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> SequentialLR:
-    """Linear warm-up, then cosine annealing to 0, once or twice, stepped after every batch."""
-    steps = [epochs * steps_per_epoch for epochs in (recipe.warmup_epochs, recipe.cosine_epochs, recipe.restart_epochs)]
-    schedules = [LinearLR(optimizer, total_iters=steps[0]), CosineAnnealingLR(optimizer, T_max=steps[1])]
-    milestones = [steps[0]]
-    if recipe.restart_epochs:
-        milestones.append(steps[0] + steps[1])
-        half = recipe.restart_factor / 2
-        schedules.append(LambdaLR(optimizer, lambda step: half * (1 + math.cos(math.pi * step / steps[2]))))
-    return SequentialLR(optimizer, schedules, milestones=milestones)
+    """Linear warm-up, then cosine annealing to 0, stepped after every batch."""
+    warmup, cosine = recipe.warmup_epochs * steps_per_epoch, recipe.cosine_epochs * steps_per_epoch
+    schedules = [LinearLR(optimizer, total_iters=warmup), CosineAnnealingLR(optimizer, T_max=cosine)]
+    return SequentialLR(optimizer, schedules, milestones=[warmup])
