@@ -1,7 +1,7 @@
 """The committed trials are what the table of trials says."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 from nula.train import ablations
 from nula.train.launch import changes
@@ -20,10 +20,12 @@ def test_every_record_is_of_its_trial():
     for name, record in ablations.load_records().items():
         trial = ablations.TRIALS[name]
         assignments = [*ablations.SCHEDULE, *trial.recipe]
-        recipe = asdict(replace(V0, **changes(assignments, list(record["recipe"]), "--recipe")))
-        assert record["recipe"] == json.loads(json.dumps(recipe)), name
+        recipe = asdict(replace(V0, **changes(assignments, [field.name for field in fields(V0)], "--recipe")))
+        for field in fields(V0):
+            assert record["recipe"][field.name] == json.loads(json.dumps(recipe[field.name])), (name, field.name)
         net = {field: json.loads(str(getattr(trial, field))) for field in ablations.ARCHITECTURE}
         assert {field: record["architecture"][field] for field in net} == net
         assert record["dataset"]["images"] == 50_000 - ablations.VALIDATION_IMAGES
         assert record["hardware"]["processes"] == trial.processes
+        assert record["hardware"]["mixed_precision"] == trial.mixed_precision
         assert record["max_steps"] is None

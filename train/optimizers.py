@@ -68,9 +68,9 @@ def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
 def build_optimizers(
     model: torch.nn.Module, recipe: Recipe, dtype: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
-    """The recipe's optimiser of the convolutions behind the stem, with `dtype` for Muon's products, and AdamW for the rest.
+    """The recipe's optimiser of the convolutions behind the stem, and AdamW for the rest.
 
-    Batch normalisation and biases are not decayed, as is customary.
+    `dtype` is that of Muon's matrix products. Batch normalisation and biases are not decayed, as is customary.
     """
     convolutions, weights, vectors = [], [], []
     for name, parameter in model.named_parameters():
