@@ -1,4 +1,4 @@
-"""What every program that `accelerate launch` starts has to do first."""
+"""What a program of long computations has to do first, whether `accelerate launch` starts it or not."""
 
 import argparse
 import ctypes
@@ -7,16 +7,31 @@ import signal
 import sys
 
 import psutil
+import torch
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt
 
 
-def prepare_process() -> None:
-    """Stop where the launcher is stopped, be two processes where it was asked for two on a CPU, and keep memory."""
+def follow_launcher() -> None:
+    """Stop where the launcher is stopped, and be two processes where it was asked for two on a CPU."""
     _stop_with_launcher()
     _start_cpu_processes()
-    _keep_memory()
+
+
+def keep_memory(device: torch.device) -> None:
+    """On a CPU under glibc, have the memory of freed tensors handed out again instead of returned to the system.
+
+    Otherwise every large tensor is mapped anew, and cleared by the kernel page by page. The process then keeps the
+    most memory it ever had until it ends.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt and device.type == "cpu":
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+        mallopt(
+            M_TOP_PAD, 512 * 2**20
+        )  # bytes that the heap grows by beyond what is asked for, so that it does so rarely
 
 
 def _stop_with_launcher() -> None:
@@ -24,19 +39,6 @@ def _stop_with_launcher() -> None:
     parent = psutil.Process().parent()
     if sys.platform == "linux" and parent and any("accelerate" in part for part in parent.cmdline()[:4]):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _keep_memory() -> None:
-    """Have glibc hand the memory of freed tensors out again, instead of returning it to the system.
-
-    Otherwise every large tensor is mapped anew, and cleared by the kernel page by page: on a CPU a fifth of the time of
-    a training step, and half of a forward pass.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
-        mallopt(M_TOP_PAD, 512 * 2**20)
 
 
 def _start_cpu_processes() -> None:

@@ -22,7 +22,7 @@ from nula.evaluation.classifiers import load_classifier
 from nula.evaluation.findings import findings
 from nula.evaluation.monte_carlo import noise_rows
 from nula.evaluation.statistics import calibration, flips, mcnemar_p, wilson_interval
-from nula.launcher import prepare_process
+from nula.launcher import follow_launcher, keep_memory
 from nula.perturbations.suite import DEFINITIONS_VERSION
 from nula.provenance import command_again, library_versions, public_argument
 from nula.weights import weights_sha256
@@ -55,6 +55,12 @@ def folders(models: list[str], output: Path) -> list[Path]:
     return [output] if len(models) == 1 else [output / name for name in names]
 
 
+def prepare(arguments: argparse.Namespace) -> Accelerator:
+    accelerator = Accelerator(cpu=arguments.cpu)
+    keep_memory(accelerator.device)
+    return accelerator
+
+
 def measure(
     arguments: argparse.Namespace,
     rows: list[Measurement],
@@ -63,7 +69,7 @@ def measure(
     arrays: dict[str, str] | None = None,
 ) -> None:
     """Evaluate every model under `rows` and print what came out. `arrays` are the hashes of images read elsewhere."""
-    accelerator = Accelerator(cpu=arguments.cpu)
+    accelerator = prepare(arguments)
     data = load_split(arguments.dataset, "test")
     tables = []
     for model, output in zip(arguments.model, folders(arguments.model, arguments.output)):
@@ -148,7 +154,7 @@ def claims(arguments: argparse.Namespace) -> None:
 
 def single_device(arguments: argparse.Namespace) -> torch.device:
     """The device of a study. ValueError under a launcher of several processes."""
-    accelerator = Accelerator(cpu=arguments.cpu)
+    accelerator = prepare(arguments)
     if accelerator.num_processes > 1:
         raise ValueError(f"{arguments.command} runs in one process, got {accelerator.num_processes}.")
     return accelerator.device
@@ -236,7 +242,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    prepare_process()
+    follow_launcher()
     arguments = build_parser().parse_args()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # float32 in full
     try:

@@ -95,11 +95,12 @@ def hardware(training: dict) -> str:
 
 
 def training_speed(training: dict) -> str:
-    """A run's speed over all its epochs, such as "230 images/s, 60 % of what a matrix product reached there"."""
+    """A run's speed over all its epochs, such as "230 images/s, 60 % of what a matrix product in float32 reached"."""
     if training["images_per_second"] is None:
         return "less than an epoch, too short to tell its speed"
     speed, share = training["images_per_second"], 100 * training["peak_share"]
-    return f"{speed:.0f} images/s, {share:.0f} % of what a matrix product reached there"
+    dtype = "bfloat16" if training["hardware"]["mixed_precision"] == "bf16" else "float32"
+    return f"{speed:.0f} images/s, {share:.0f} % of what a matrix product in {dtype} reached"
 
 
 def training_times(releases: Path) -> str:

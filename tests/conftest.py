@@ -26,6 +26,13 @@ SAMPLE = Path(__file__).parent / "data" / "cifar10_sample"  # the first 320 and 
 CAT = ROOT / "examples" / "cat.png"
 
 
+@pytest.fixture(autouse=True)
+def _memory_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that a test calls within this process must not change how all later tests get their memory."""
+    for program in ("nula.train.launch", "nula.evaluation.__main__"):
+        monkeypatch.setattr(f"{program}.keep_memory", lambda device: None)
+
+
 @pytest.fixture(scope="session")
 def train_split() -> Split:
     return load_split(str(SAMPLE), "train")

@@ -16,6 +16,18 @@ def test_the_table_is_what_the_records_give():
     assert ablations.render(records).count("| +0.00 |") > committed.count("| +0.00 |")
 
 
+def test_every_trial_is_compared_with_the_one_it_names():
+    records = ablations.load_records()
+    for name, trial in ablations.TRIALS.items():
+        if trial.against:
+            alike = records | {name: records[name] | {"validation": records[trial.against]["validation"]}}
+            zeros = " | ".join(["+0.00"] * len(ablations.SHOWN))
+            assert f"| {name} | {trial.change} | {trial.against} | {zeros} |" in ablations.render(alike)
+            drawn = [json.dumps(records[key]["epochs"][0]["operators"]) for key in (name, trial.against)]
+            changed = {"batch_size", "augmented_share"} & {part.partition("=")[0] for part in trial.recipe}
+            assert drawn[0] == drawn[1] or changed or trial.processes > 1, name
+
+
 def test_every_record_is_of_its_trial():
     for name, record in ablations.load_records().items():
         trial = ablations.TRIALS[name]
@@ -29,3 +41,5 @@ def test_every_record_is_of_its_trial():
         assert record["hardware"]["processes"] == trial.processes
         assert record["hardware"]["mixed_precision"] == trial.mixed_precision
         assert record["max_steps"] is None
+        assert record["recipe"].get("restart_epochs", 0) == 0  # a setting that there was
+        assert len(record["epochs"]) == 2

@@ -1,3 +1,4 @@
+import ctypes
 import json
 import math
 import os
@@ -29,7 +30,7 @@ from nula.provenance import command_again
 from nula.train import train_v0
 from nula.train.augmentation import crop_and_flip, perturb
 from nula.train.checkpoints import only_writer
-from nula.train.loop import _check_agreement, batch_indices, train
+from nula.train.loop import _check_agreement, batch_indices, run_seed, train
 from nula.train.optimizers import Muon, build_optimizers, build_scheduler, orthogonalize
 from nula.train.recipe import OPERATORS, V0, V1
 from nula.weights import weights_sha256
@@ -135,13 +136,14 @@ def test_every_parameter_has_its_optimizer(tiny_model):
     assert sum(len(group["params"]) for group in alone.param_groups) == len(names)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
 @pytest.mark.parametrize("shape", [(12, 40), (40, 12)])
-def test_orthogonalization_keeps_singular_vectors_and_levels_the_values(shape):
+def test_orthogonalization_keeps_singular_vectors_and_levels_the_values(shape, dtype, tolerance):
     matrix = torch.randn(shape, generator=seeded())
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
-    inside = u.T @ orthogonalize(matrix) @ vh.T
+    inside = u.T @ orthogonalize(matrix.to(dtype)).float() @ vh.T
     values = inside.diagonal()
-    assert (inside - values.diag()).abs().max() < 1e-4
+    assert (inside - values.diag()).abs().max() < tolerance
     assert 0.6 < values.min() <= values.max() < 1.3
 
 
@@ -167,6 +169,11 @@ def test_muon_descends():
         loss.backward()
         optimizer.step()
     assert loss < -0.8
+
+
+def test_v0_and_v1_draw_apart():
+    assert run_seed(V0, 0) == run_seed(replace(V0, batch_size=64), 0)
+    assert len({run_seed(recipe, seed) for recipe in (V0, V1) for seed in range(3)}) == 6
 
 
 def test_batches_are_a_new_permutation_each_epoch():
@@ -304,6 +311,66 @@ def test_a_run_goes_on_in_either_part_of_the_schedule(uninterrupted, tmp_path, s
     assert process.returncode == 0, output
     assert weights_sha256(tmp_path) != weights_sha256(uninterrupted)
     assert resumed_sha256(tmp_path) == weights_sha256(uninterrupted)
+
+
+BFLOAT16 = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--mixed_precision", "bf16")
+
+
+def test_a_run_in_bfloat16_keeps_float32_weights_and_resumes_to_them(uninterrupted, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder, *arguments in ((whole,), (parts, "--max_steps", "6"), (parts, "--resume")):
+        process = start(folder, *arguments, launcher=BFLOAT16)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    assert weights_sha256(parts) == weights_sha256(whole) != weights_sha256(uninterrupted)
+    floats = [tensor.dtype for tensor in load_file(whole / "model.safetensors").values() if tensor.is_floating_point()]
+    assert set(floats) == {torch.float32}
+    assert json.loads((whole / "training.json").read_text())["hardware"]["mixed_precision"] == "bf16"
+    output, _ = start(parts, "--resume").communicate(timeout=300)
+    assert "mixed_precision is 'no', was 'bf16'" in output
+
+
+def test_a_trained_model_computes_in_float32(tmp_path):
+    code = f"""
+import torch
+from pathlib import Path
+from accelerate import Accelerator
+from nula.configuration_nula import NulaConfig
+from nula.dataset import load_split
+from nula.modeling_nula import NulaForImageClassification
+from nula.train.loop import train
+from nula.train.recipe import V0
+from dataclasses import replace
+accelerator, folder = Accelerator(cpu=True, mixed_precision="bf16"), Path({str(tmp_path)!r})
+model = NulaForImageClassification(NulaConfig(stem_channels=4, hidden_sizes=(8, 12, 16), depths=(1, 0, 1)))
+model, _ = train(model, replace(V0, batch_size=64), load_split({str(SAMPLE)!r}, "train"), accelerator, folder, seed=0,
+                 max_steps=1)
+model.save_pretrained(folder / "saved")
+saved, pixels = NulaForImageClassification.from_pretrained(folder / "saved"), torch.rand(4, 3, 32, 32)
+with torch.no_grad():
+    torch.testing.assert_close(model.eval()(pixels).logits, saved.eval()(pixels).logits)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="of glibc alone")
+def test_memory_is_kept_on_a_cpu():
+    code = """
+import resource, sys, torch
+from nula.launcher import keep_memory
+if sys.argv[1] == "kept":
+    keep_memory(torch.device("cpu"))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for turn in range(20):
+    torch.ones(2**24)  # 64 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    kept, returned = (
+        int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("kept", "returned")
+    )
+    assert kept < returned / 2  # pages that the kernel had to clear
 
 
 def test_two_runs_do_not_share_a_folder(tiny_model, train_split, tmp_path):

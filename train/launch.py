@@ -19,7 +19,7 @@ from nula.dataset import CIFAR10, Split, load_split
 from nula.evaluation.accuracy import evaluate, table_rows
 from nula.evaluation.classifiers import load_classifier
 from nula.image_processing_nula import NulaImageProcessor
-from nula.launcher import prepare_process
+from nula.launcher import follow_launcher, keep_memory
 from nula.model_card.push import PushRefused
 from nula.modeling_nula import NulaForImageClassification
 from nula.provenance import command_again, library_versions, processor_name, public_argument
@@ -191,7 +191,7 @@ def prepare(arguments: argparse.Namespace) -> Accelerator:
 
     Ends the process with a message where an option cannot be met, or a push at the end is bound to fail.
     """
-    prepare_process()
+    follow_launcher()
     if not arguments.push_to_hub and (arguments.hub_model_id or arguments.hub_tag or arguments.hub_private_repo):
         raise SystemExit("error: --hub_model_id, --hub_tag and --hub_private_repo are of --push_to_hub.")
     set_seed(arguments.seed)
@@ -200,6 +200,7 @@ def prepare(arguments: argparse.Namespace) -> Accelerator:
         installed = ", ".join(trackers) or "none"
         raise SystemExit(f"error: --report_to {arguments.report_to} is not installed; installed trackers: {installed}.")
     accelerator = Accelerator(log_with=arguments.report_to, project_dir=arguments.output_dir)
+    keep_memory(accelerator.device)
     if arguments.push_to_hub and accelerator.is_main_process:
         check_before(arguments.hub_model_id, arguments.hub_tag, arguments.hub_private_repo)
     return accelerator

@@ -37,6 +37,14 @@ def dynamo_backend(accelerator: Accelerator) -> str:
     return accelerator.state.dynamo_plugin.backend.value.lower()
 
 
+def run_seed(recipe: Recipe, seed: int) -> int:
+    """The seed of a run's batches, augmentation and dropout, another for v0 than for v1.
+
+    Under one and the same, v1 would go through v0's first batches again.
+    """
+    return _mixed(seed, *recipe.name.encode())
+
+
 def batch_indices(count: int, epoch: int, recipe: Recipe, seed: int) -> torch.Tensor:
     """(steps, batch_size): a permutation of the data for this epoch, without the incomplete last batch."""
     generator = torch.Generator().manual_seed(_mixed(seed, epoch))
@@ -119,8 +127,7 @@ def train(
     if resume:
         load_checkpoint(accelerator, checkpoint, identity)
 
-    # v0 and v1 draw apart, under one seed: v1 would otherwise see v0's batches again, in v0's order.
-    stream = _mixed(seed, *recipe.name.encode())
+    draws = run_seed(recipe, seed)
     total = recipe.epochs * steps_per_epoch
     last = total if max_steps is None else min(max_steps, total)
     if last < progress.step:
@@ -135,13 +142,13 @@ def train(
     )
     alone = only_writer(output_dir) if accelerator.is_main_process else nullcontext()
     with alone, Interruption() as interruption, bar:
-        for epoch, step, indices in _schedule(progress.step, last, len(labels), recipe, stream, device):
+        for epoch, step, indices in _schedule(progress.step, last, len(labels), recipe, draws, device):
             started = time.perf_counter()
             timed = step % TIMED_EVERY == TIMED_EVERY // 2  # not the first step, in which a model may be compiled
             begin = clock.read() if timed else 0.0
             share = indices.chunk(processes)[rank]
-            generator.manual_seed(_mixed(stream, epoch, step, rank))
-            torch.manual_seed(_mixed(stream, epoch, step, rank, 1))  # dropout draws from the device's own generator
+            generator.manual_seed(_mixed(draws, epoch, step, rank))
+            torch.manual_seed(_mixed(draws, epoch, step, rank, 1))  # dropout draws from the device's own generator
             pixels, operators = perturb(crop_and_flip(images, share, recipe, generator), recipe, generator)
             middle = clock.read() if timed else 0.0
             logits = model(normalize(pixels)).logits
@@ -190,6 +197,7 @@ def train(
             if asked_to_stop:
                 raise TrainingInterrupted(interruption.signum or signal.SIGTERM, progress.step, last)
     _check_agreement(model, accelerator)
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)  # `original` leaves autocast
     return original, _speed(progress.epochs, steps_per_epoch * recipe.batch_size, flops, processes)
 
 

@@ -26,12 +26,12 @@ class Muon(torch.optim.Optimizer):
         parameters: of at least two axes, each before a batch normalisation.
         lr: learning rate; a step changes the weights by about 0.2 · lr / rms of their size.
         rms: root mean square that every parameter is kept at, from the first step on.
-        dtype: of the orthogonalization; its iteration stands bfloat16 (K. Jordan), which torch.optim.Muon always takes.
+        dtype: of the orthogonalization, which tolerates the rounding of bfloat16 (K. Jordan); torch.optim.Muon always
+            takes that. Weights and momentum stay as they are.
     """
 
     def __init__(self, parameters, lr: float, rms: float, dtype: torch.dtype = torch.float32):
-        super().__init__(parameters, {"lr": lr, "rms": rms})
-        self.dtype = dtype
+        super().__init__(parameters, {"lr": lr, "rms": rms, "dtype": dtype})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"].mul_(MOMENTUM).add_(parameter.grad)
                 update = parameter.grad.add(momentum, alpha=MOMENTUM)  # Nesterov's
-                direction = orthogonalize(update.flatten(1).to(self.dtype))
+                direction = orthogonalize(update.flatten(1).to(group["dtype"]))
                 scale = 0.2 * math.sqrt(max(direction.shape))
                 parameter.add_(direction.view(parameter.shape).to(parameter.dtype), alpha=-group["lr"] * scale)
                 parameter.mul_(group["rms"] * math.sqrt(parameter.numel()) / parameter.norm())
@@ -70,7 +70,7 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """The recipe's optimiser of the convolutions behind the stem, and AdamW for the rest.
 
-    `dtype` is that of Muon's matrix products. Batch normalisation and biases are not decayed, as is customary.
+    `dtype` is that of Muon's orthogonalization. Batch normalisation and biases are not decayed, as is customary.
     """
     convolutions, weights, vectors = [], [], []
     for name, parameter in model.named_parameters():
