@@ -30,7 +30,7 @@ class NulaConfig(PretrainedConfig):
         self,
         num_channels: int = 3,
         stem_channels: int = 48,
-        stem_dropout: float = 0.35,
+        stem_dropout: float = 0.2,
         hidden_sizes: tuple[int, ...] = (64, 160, 288, 496),
         depths: tuple[int, ...] = (1, 1, 1, 1),
         **kwargs,

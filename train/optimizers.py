@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, SequentialLR
 
 from nula.train.recipe import Recipe
 
@@ -92,7 +92,15 @@ def build_optimizers(
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> SequentialLR:
-    """Linear warm-up, then cosine annealing to 0, stepped after every batch."""
-    warmup, cosine = recipe.warmup_epochs * steps_per_epoch, recipe.cosine_epochs * steps_per_epoch
+    """Linear warm-up and cosine annealing to 0, then the restarts, stepped after every batch."""
+    warmup, cosine, length = (
+        epochs * steps_per_epoch for epochs in (recipe.warmup_epochs, recipe.cosine_epochs, recipe.restart_epochs)
+    )
+
+    def restart(step: int) -> float:
+        return recipe.restart_factor / 2 * (1 + math.cos(math.pi * step / length))
+
     schedules = [LinearLR(optimizer, total_iters=warmup), CosineAnnealingLR(optimizer, T_max=cosine)]
-    return SequentialLR(optimizer, schedules, milestones=[warmup])
+    schedules += [LambdaLR(optimizer, restart) for _ in range(recipe.restarts)]
+    milestones = [warmup, *(epochs * steps_per_epoch for epochs in recipe.cycle_ends[:-1])]
+    return SequentialLR(optimizer, schedules, milestones=milestones)
