@@ -5,6 +5,8 @@ import shlex
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "pillow", "scipy")
 
 LAUNCHER_OPTIONS = {  # of accelerate, to what training.json calls them
@@ -44,6 +46,11 @@ def training_command(training: dict) -> str:
 
 def library_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {library: version(library) for library in LIBRARIES}
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 def processor_name() -> str:

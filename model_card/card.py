@@ -9,6 +9,7 @@ import json
 import shlex
 from importlib.metadata import version as package_version
 from importlib.resources import files
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -86,32 +87,33 @@ def repository_name(version: str) -> str:
     return f"nula-cifar10-robust-{version}"
 
 
-def hardware(training: dict) -> str:
-    """What a run was done on, such as "2 threads of Intel(R) Xeon(R) Processor" or "1 × NVIDIA H200"."""
-    machine = training["hardware"]
-    if machine["device"] == "cpu":
-        return f"{machine['processes'] * machine['threads_per_process']} threads of {machine['name']}"
-    return f"{machine['processes']} × {machine['name']}"
-
-
 def training_speed(training: dict) -> str:
-    """A run's speed over all its epochs, such as "230 images/s, 60 % of what a matrix product in float32 reached"."""
-    if training["images_per_second"] is None:
-        return "less than an epoch, too short to tell its speed"
-    speed, share = training["images_per_second"], 100 * training["peak_share"]
-    dtype = "bfloat16" if training["hardware"]["mixed_precision"] == "bf16" else "float32"
-    return f"{speed:.0f} images/s, {share:.0f} % of what a matrix product in {dtype} reached"
+    """How many epochs ran where, and how fast.
+
+    Such as "10 epochs on 1 × NVIDIA H200 (9000 images/s, 40 % of what a matrix product in bfloat16 reached)".
+    """
+    hardware, parts = training["hardware"], []
+    processes = hardware["processes"]
+    units = (
+        f"{processes * hardware['threads_per_process']} threads of" if hardware["device"] == "cpu" else f"{processes} ×"
+    )
+    for (machine, dtype), group in groupby(training["epochs"], lambda epoch: (epoch["machine"], epoch["dtype"])):
+        epochs = list(group)
+        images = sum(sum(epoch["operators"].values()) for epoch in epochs)
+        seconds = sum(epoch["seconds"] for epoch in epochs)
+        possible = processes * sum(epoch["seconds"] * epoch["peak_flops"] for epoch in epochs)
+        share = 100 * images * training["flops_per_image"] / possible
+        parts.append(
+            f"{len(epochs)} epoch{'s' if len(epochs) > 1 else ''} on {units} {machine} ({images / seconds:.0f} images/s, "
+            f"{share:.0f} % of what a matrix product in {dtype} reached)"
+        )
+    return " and ".join(parts) or "less than an epoch, too short to tell its speed"
 
 
 def training_times(releases: Path) -> str:
     """Minutes, speed and hardware of both training runs."""
-    times = []
-    for version in ("v0", "v1"):
-        run = json.loads((releases / version / "training.json").read_text())
-        times.append(
-            f"{version} in {run['seconds'] / 60:.0f} minutes, {len(run['epochs'])} epochs, on {hardware(run)} "
-            f"({training_speed(run)})"
-        )
+    runs = {version: json.loads((releases / version / "training.json").read_text()) for version in VERSIONS}
+    times = [f"{version} in {run['seconds'] / 60:.0f} minutes, {training_speed(run)}" for version, run in runs.items()]
     return f"Trained: {'; '.join(times)}."
 
 
@@ -199,7 +201,6 @@ def render_card(
         measured_on=dataset_title(table.provenance["dataset"]),
         processor=json.loads((releases / version / "preprocessor_config.json").read_text()),
         training=training,
-        hardware=hardware(training),
         speed=training_speed(training),
         command=again(training, base),
         notes=notes.read_text(encoding="utf-8").strip() if notes.is_file() else "",

@@ -22,7 +22,7 @@ from nula.image_processing_nula import NulaImageProcessor
 from nula.launcher import follow_launcher, keep_memory
 from nula.model_card.push import PushRefused
 from nula.modeling_nula import NulaForImageClassification
-from nula.provenance import command_again, library_versions, processor_name, public_argument
+from nula.provenance import command_again, device_name, library_versions, public_argument
 from nula.train.interruption import TrainingInterrupted
 from nula.train.loop import ARCHITECTURE, dynamo_backend, train
 from nula.train.publish import check_before, publish
@@ -208,10 +208,9 @@ def prepare(arguments: argparse.Namespace) -> Accelerator:
 
 def _hardware(accelerator: Accelerator) -> dict:
     device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {
         "device": device.type,
-        "name": name,
+        "name": device_name(device),
         "processes": accelerator.num_processes,
         "threads_per_process": torch.get_num_threads(),
         "cores": os.cpu_count(),

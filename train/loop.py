@@ -21,6 +21,7 @@ from tqdm import tqdm
 from nula.dataset import SIDE, Split
 from nula.image_processing_nula import normalize
 from nula.modeling_nula import NulaForImageClassification
+from nula.provenance import device_name
 from nula.train.augmentation import crop_and_flip, perturb
 from nula.train.checkpoints import Progress, check_folder, load_checkpoint, only_writer, save_checkpoint
 from nula.train.interruption import Interruption, TrainingInterrupted
@@ -79,8 +80,9 @@ def train(
     very weights as if it had never stopped. `max_steps` ends the run early, on the schedule of the whole.
 
     The log holds `epochs`, one entry each, among them the `peak_flops` a second of one process, measured right after
-    the epoch, as a machine's speed may change; over all epochs `seconds`, `images_per_second` and `peak_share`; and
-    `flops_per_image` of training, of convolutions and matrix products, from which that share follows.
+    the epoch, as a machine's speed may change, in the `dtype` of the training; over all epochs `seconds`,
+    `images_per_second` and `peak_share`; and `flops_per_image` of training, of convolutions and matrix products, from
+    which that share follows.
 
     Raises:
         ValueError: a data set smaller than a batch, a batch that the processes cannot share evenly, a checkpoint of a
@@ -193,8 +195,10 @@ def train(
             if progress.step % LOGGED_EVERY == 0:
                 accelerator.log({"loss": loss_value, "learning_rate": schedulers[0].get_last_lr()[0]}, progress.step)
             if progress.step % steps_per_epoch == 0:
-                peak = round(peak_flops(device, dtype))
-                entry = _epoch_entry(progress, epoch, steps_per_epoch, recipe, schedulers[0], peak)
+                entry = _epoch_entry(progress, epoch, steps_per_epoch, recipe, schedulers[0])
+                # Of every epoch, as a run may go on elsewhere.
+                entry["peak_flops"] = round(peak_flops(device, dtype))
+                entry |= {"dtype": str(dtype).removeprefix("torch."), "machine": device_name(device)}
                 progress.epochs.append(entry)
                 accelerator.print(json.dumps(entry))
                 accelerator.log({"images_per_second": entry["images_per_second"]}, progress.step)
@@ -220,7 +224,7 @@ def _training_flops(model: NulaForImageClassification) -> int:
     return flops
 
 
-def _epoch_entry(progress: Progress, epoch: int, steps: int, recipe: Recipe, scheduler: LRScheduler, peak: int) -> dict:
+def _epoch_entry(progress: Progress, epoch: int, steps: int, recipe: Recipe, scheduler: LRScheduler) -> dict:
     none, *operators = progress.operators
     return {
         "epoch": epoch + 1,
@@ -228,7 +232,6 @@ def _epoch_entry(progress: Progress, epoch: int, steps: int, recipe: Recipe, sch
         "learning_rate": scheduler.get_last_lr()[0],  # after the epoch
         "seconds": round(progress.seconds, 2),
         "images_per_second": round(steps * recipe.batch_size / progress.seconds, 1),
-        "peak_flops": peak,
         "augmentation_share": round(progress.augmentation_seconds / progress.timed_seconds, 4)
         if progress.timed_seconds
         else None,
