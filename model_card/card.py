@@ -103,9 +103,10 @@ def training_speed(training: dict) -> str:
         seconds = sum(epoch["seconds"] for epoch in epochs)
         possible = processes * sum(epoch["seconds"] * epoch["peak_flops"] for epoch in epochs)
         share = 100 * images * training["flops_per_image"] / possible
+        plural = "s" if len(epochs) > 1 else ""
         parts.append(
-            f"{len(epochs)} epoch{'s' if len(epochs) > 1 else ''} on {units} {machine} ({images / seconds:.0f} images/s, "
-            f"{share:.0f} % of what a matrix product in {dtype} reached)"
+            f"{len(epochs)} epoch{plural} on {units} {machine} ({images / seconds:.0f} images/s, {share:.0f} % of "
+            f"what a matrix product in {dtype} reached)"
         )
     return " and ".join(parts) or "less than an epoch, too short to tell its speed"
 
