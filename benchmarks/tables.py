@@ -56,8 +56,9 @@ def page(pipelines: list[dict], forms: dict) -> str:
         )
 
     started = "From starting Python to the first answer:"
-    parts = [[pipeline_table(record), started, start_up_table(record), told(record)] for record in pipelines]
-    measured = "\n\n".join(sum(parts, []))
+    measured = "\n\n".join(
+        part for record in pipelines for part in (pipeline_table(record), started, start_up_table(record), told(record))
+    )
     return f"""# Benchmarks
 
 Written by `python -m nula.benchmarks.tables` from [forms.json](forms.json), [pipeline.json](pipeline.json) and
@@ -67,9 +68,9 @@ Candidates take turns within one run; a figure is the median over the turns.
 ## The pipeline
 
 How many times as long as the bare model on prepared batches each pipeline takes for {pipelines[0]["images"]} images.
-The bare model is laid out channels_last, as NULA's pipeline has it; the stock pipeline has the model as it is loaded, and
-transformers' ViTImageProcessor, on Pillow and on torchvision. JPEG files are of 256×256 pixels, all other images of
-32×32.
+The bare model is laid out channels_last, as NULA's pipeline has it; the stock pipeline has the model as it is loaded,
+and transformers' ViTImageProcessor, on Pillow and on torchvision. JPEG files are of 256×256 pixels, all other images
+of 32×32.
 
 {measured}
 
