@@ -29,9 +29,7 @@ def keep_memory(device: torch.device) -> None:
     if mallopt and device.type == "cpu":
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)
-        mallopt(
-            M_TOP_PAD, 512 * 2**20
-        )  # bytes that the heap grows by beyond what is asked for, so that it does so rarely
+        mallopt(M_TOP_PAD, 512 * 2**20)  # bytes, so that the heap grows rarely
 
 
 def _stop_with_launcher() -> None:
