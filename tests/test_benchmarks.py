@@ -19,6 +19,14 @@ from nula.benchmarks.tables import (
 from nula.benchmarks.timing import interleaved, ratio
 from nula.weights import weights_sha256
 
+MACHINES = ("AMD EPYC", "Intel(R) Xeon(R) Processor")
+
+
+def at_batch_64(machine: str) -> dict[str, dict[str, list[float]]]:
+    """What the committed record of a machine says of batches of 64: kind of input to candidate to seconds."""
+    [record] = (record for record in load_records()[0] if record["machine"]["processor"] == machine)
+    return record["seconds"]["64"]
+
 
 def test_the_committed_page_is_what_the_records_give():
     pipelines, of_forms = load_records()
@@ -28,13 +36,19 @@ def test_the_committed_page_is_what_the_records_give():
 
 
 @pytest.mark.parametrize(("kind", "most"), [("tensors", 1.10), ("arrays", 1.10), ("PIL images", 1.35)])
-# The stock pipeline leaves the weights in a layout that costs less on the one machine than on the other.
-@pytest.mark.parametrize(("machine", "factor"), [("AMD EPYC", 1.3), ("Intel(R) Xeon(R) Processor", 1.5)])
-def test_the_pipeline_costs_little_beside_the_model(kind, most, machine, factor):
-    [record] = (record for record in load_records()[0] if record["machine"]["processor"] == machine)
-    seconds = record["seconds"]["64"][kind]
-    assert ratio(seconds, pipeline.OURS, pipeline.BARE) <= most
-    assert faster_than_stock(seconds) >= factor
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_pipeline_costs_little_beside_the_model(kind, most, machine):
+    assert ratio(at_batch_64(machine)[kind], pipeline.OURS, pipeline.BARE) <= most
+
+
+# There the layout that the stock pipeline leaves the weights in costs less.
+MISSED = pytest.mark.xfail(reason="below 1.5 times as fast as the stock pipeline on an AMD EPYC", strict=True)
+
+
+@pytest.mark.parametrize("kind", ["tensors", "arrays", "PIL images"])
+@pytest.mark.parametrize("machine", [pytest.param(MACHINES[0], marks=MISSED), MACHINES[1]])
+def test_the_pipeline_is_faster_than_the_stock_one(kind, machine):
+    assert faster_than_stock(at_batch_64(machine)[kind]) >= 1.5
 
 
 def test_candidates_take_turns():

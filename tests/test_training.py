@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from conftest import ROOT, SAMPLE, launch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.optim.swa_utils import AveragedModel
 
 from nula.configuration_nula import NulaConfig
 from nula.dataset import load_split
@@ -87,6 +88,7 @@ def test_a_run_of_v1_follows_the_published_schedule(v1_log):
 def test_every_parameter_of_v1_has_the_published_rate(tiny_model):
     groups = [group for optimizer in build_optimizers(tiny_model, V1) for group in optimizer.param_groups]
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert len(rates) == len(list(tiny_model.parameters()))
     for name, parameter in tiny_model.named_parameters():
         assert rates[id(parameter)] == 5e-5, name
 
@@ -527,22 +529,31 @@ def test_every_cycle_ends_with_the_mean_of_all_and_the_next_goes_on_from_there(t
     recipe = replace(
         V0, warmup_epochs=1, cosine_epochs=1, restarts=2, restart_epochs=1, learning_rate=0.05, batch_size=64
     )
-    before, after, step = [], [], torch.optim.AdamW.step
+    starts, ends, step, update = [], [], torch.optim.AdamW.step, AveragedModel.update_parameters
 
-    def noted(self, closure=None):
-        stem = self.param_groups[0]["params"][0]
-        before.append(stem.detach().clone())
+    def noted_step(self, closure=None):
+        starts.append(tiny_model.nula.stem.convolution.weight.detach().clone())
         step(self)
-        after.append(stem.detach().clone())
+
+    def noted_end(self, model):
+        ends.append((len(starts), {name: tensor.clone() for name, tensor in model.state_dict().items()}))
+        update(self, model)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", noted)
+        patch.setattr(torch.optim.AdamW, "step", noted_step)
+        patch.setattr(AveragedModel, "update_parameters", noted_end)
         trained, _ = train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path, seed=0)
-    ends = [after[index] for index in (9, 14, 19)]  # of the steps, five an epoch
-    assert torch.equal(before[10], ends[0])
-    torch.testing.assert_close(before[15], (ends[0] + ends[1]) / 2)
-    torch.testing.assert_close(trained.nula.stem.convolution.weight.detach(), sum(ends) / 3)
-    assert min((ends[0] - ends[1]).abs().max(), (ends[1] - ends[2]).abs().max()) > 1e-3  # the mean is none of them
+    steps, (first, second, third) = zip(*ends)
+    assert steps == (10, 15, 20)  # five an epoch
+    stem = "nula.stem.convolution.weight"
+    assert torch.equal(starts[10], first[stem])
+    torch.testing.assert_close(starts[15], (first[stem] + second[stem]) / 2)
+    saved = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    for name, tensor in trained.state_dict().items():
+        if tensor.is_floating_point():  # weights and statistics of batch normalisation
+            torch.testing.assert_close(tensor, (first[name] + second[name] + third[name]) / 3)
+            assert torch.equal(tensor, saved[name])
+    assert min((first[stem] - second[stem]).abs().max(), (second[stem] - third[stem]).abs().max()) > 1e-3
 
 
 def test_training_learns(tiny_model, train_split, tmp_path):

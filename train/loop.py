@@ -189,16 +189,19 @@ def train(
             progress.seconds += time.perf_counter() - started
             bar.update()
             bar.set_postfix(loss=f"{loss_value:.3f}", refresh=False)
-            if recipe.restarts and progress.step in [epochs * steps_per_epoch for epochs in recipe.cycle_ends]:
-                averaged.update_parameters(original)
-                original.load_state_dict(averaged.module.state_dict())
             if progress.step % LOGGED_EVERY == 0:
                 accelerator.log({"loss": loss_value, "learning_rate": schedulers[0].get_last_lr()[0]}, progress.step)
             if progress.step % steps_per_epoch == 0:
-                entry = _epoch_entry(progress, epoch, steps_per_epoch, recipe, schedulers[0])
-                # Of every epoch, as a run may go on elsewhere.
-                entry["peak_flops"] = round(peak_flops(device, dtype))
-                entry |= {"dtype": str(dtype).removeprefix("torch."), "machine": device_name(device)}
+                if recipe.restarts and epoch + 1 in recipe.cycle_ends:
+                    averaged.update_parameters(original)
+                    original.load_state_dict(averaged.module.state_dict())
+                entry = {
+                    **_epoch_entry(progress, epoch, steps_per_epoch, recipe, schedulers[0]),
+                    # Of every epoch, as a run may go on elsewhere.
+                    "peak_flops": round(peak_flops(device, dtype)),
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "machine": device_name(device),
+                }
                 progress.epochs.append(entry)
                 accelerator.print(json.dumps(entry))
                 accelerator.log({"images_per_second": entry["images_per_second"]}, progress.step)
