@@ -44,6 +44,13 @@ def training_command(training: dict) -> str:
     return training["command"].replace("accelerate launch", f"accelerate launch {' '.join(options)}", 1)
 
 
+def speed_of(epochs: list[dict], flops_per_image: int, processes: int) -> tuple[float, float]:
+    """Images a second over entries of training.json's `epochs`, and the share of what the processes could do."""
+    images = sum(sum(epoch["operators"].values()) for epoch in epochs)
+    possible = processes * sum(epoch["seconds"] * epoch["peak_flops"] for epoch in epochs)
+    return images / sum(epoch["seconds"] for epoch in epochs), images * flops_per_image / possible
+
+
 def library_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {library: version(library) for library in LIBRARIES}
 

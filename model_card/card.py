@@ -35,7 +35,7 @@ from nula.model_card.tables import (
     stored_tables,
 )
 from nula.perturbations.corruptions import SEVERITIES
-from nula.provenance import training_command, without_options
+from nula.provenance import speed_of, training_command, without_options
 
 WIDGET_CLASSES = 3  # examples in the widget, each of another class
 
@@ -99,13 +99,10 @@ def training_speed(training: dict) -> str:
     )
     for (machine, dtype), group in groupby(training["epochs"], lambda epoch: (epoch["machine"], epoch["dtype"])):
         epochs = list(group)
-        images = sum(sum(epoch["operators"].values()) for epoch in epochs)
-        seconds = sum(epoch["seconds"] for epoch in epochs)
-        possible = processes * sum(epoch["seconds"] * epoch["peak_flops"] for epoch in epochs)
-        share = 100 * images * training["flops_per_image"] / possible
+        speed, share = speed_of(epochs, training["flops_per_image"], processes)
         plural = "s" if len(epochs) > 1 else ""
         parts.append(
-            f"{len(epochs)} epoch{plural} on {units} {machine} ({images / seconds:.0f} images/s, {share:.0f} % of "
+            f"{len(epochs)} epoch{plural} on {units} {machine} ({speed:.0f} images/s, {100 * share:.0f} % of "
             f"what a matrix product in {dtype} reached)"
         )
     return " and ".join(parts) or "less than an epoch, too short to tell its speed"

@@ -122,9 +122,15 @@ def render(records: dict[str, dict]) -> str:
     lines += [
         "",
         "The commands run the trials again with today's code. The records in float32 are older than the present",
+        "random draws (`run_seed` in [loop.py](loop.py)), so that their figures will differ:",
+        "",
+        "```",
+        *commands,
+        "```",
+        "",
+        *restart_lines(),
+        "",
     ]
-    lines += ["random draws (`run_seed` in [loop.py](loop.py)), so that their figures will differ:"]
-    lines += ["", "```", *commands, "```", "", *restart_lines(), ""]
     return "\n".join(lines)
 
 

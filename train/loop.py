@@ -21,7 +21,7 @@ from tqdm import tqdm
 from nula.dataset import SIDE, Split
 from nula.image_processing_nula import normalize
 from nula.modeling_nula import NulaForImageClassification
-from nula.provenance import device_name
+from nula.provenance import device_name, speed_of
 from nula.train.augmentation import crop_and_flip, perturb
 from nula.train.checkpoints import Progress, check_folder, load_checkpoint, only_writer, save_checkpoint
 from nula.train.interruption import Interruption, TrainingInterrupted
@@ -213,7 +213,7 @@ def train(
                 raise TrainingInterrupted(interruption.signum or signal.SIGTERM, progress.step, last)
     _check_agreement(model, accelerator)
     accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)  # `original` leaves autocast
-    return original, _speed(progress.epochs, steps_per_epoch * recipe.batch_size, flops, processes)
+    return original, _speed(progress.epochs, flops, processes)
 
 
 def _training_flops(model: NulaForImageClassification) -> int:
@@ -242,16 +242,13 @@ def _epoch_entry(progress: Progress, epoch: int, steps: int, recipe: Recipe, sch
     }
 
 
-def _speed(epochs: list[dict], images: int, flops: int, processes: int) -> dict:
+def _speed(epochs: list[dict], flops: int, processes: int) -> dict:
     """The epochs, and over all of them: seconds, images a second, and the share of what the processes could do."""
-    seconds = sum(epoch["seconds"] for epoch in epochs)
-    images_per_second = len(epochs) * images / seconds if epochs else None
-    possible = processes * sum(epoch["seconds"] * epoch["peak_flops"] for epoch in epochs)
-    share = len(epochs) * images * flops / possible if epochs else None
+    images_per_second, share = speed_of(epochs, flops, processes) if epochs else (None, None)
     return {
         "flops_per_image": flops,
         "epochs": epochs,
-        "seconds": round(seconds, 1),
+        "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
         "images_per_second": images_per_second and round(images_per_second, 1),
         "peak_share": share and round(share, 4),
     }
