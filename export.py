@@ -41,7 +41,10 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="Hub id, or folder of a release")
     parser.add_argument("--output", type=Path, required=True, help="folder for nula.pt2 and nula.onnx")
     arguments = parser.parse_args()
-    classifier = load_classifier(arguments.model, torch.device("cpu"))
+    try:
+        classifier = load_classifier(arguments.model, torch.device("cpu"))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
     arguments.output.mkdir(parents=True, exist_ok=True)
     program = export_program(classifier, arguments.output / "nula.pt2")
     export_onnx(classifier, program, arguments.output / "nula.onnx")

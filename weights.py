@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -31,13 +33,25 @@ def load_model(
             only warns, and fills in random numbers.
     """
     try:
-        model, report = kind.from_pretrained(name, output_loading_info=True, dtype=torch.float32, revision=revision)
+        with found(name):
+            model, report = kind.from_pretrained(name, output_loading_info=True, dtype=torch.float32, revision=revision)
     except (SafetensorError, RuntimeError) as error:  # a file cut short; tensors of other sizes
         raise ValueError(f"the weights of {name} cannot be loaded: {error}") from error
     problems = {problem: sorted(map(str, names)) for problem, names in report.items() if names}
     if problems:
         raise ValueError(f"the weights of {name} do not fit the model: {problems}.")
     return model.eval()
+
+
+@contextmanager
+def found(name: str | Path) -> Iterator[None]:
+    """Add to an OSError that `name` is no folder here, which transformers takes for a Hub id without a word."""
+    try:
+        yield
+    except OSError as error:
+        if Path(name).is_dir():
+            raise
+        raise OSError(f"there is no folder {name} here, and as a Hub id it gives: {error}") from error
 
 
 def weights_sha256(name: str | Path) -> str:

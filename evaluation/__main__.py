@@ -249,6 +249,11 @@ def main() -> None:
         arguments.run(arguments)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        print(
+            "interrupted; the same command goes on after the last finished row, if it measures rows.", file=sys.stderr
+        )
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

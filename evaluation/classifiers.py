@@ -10,7 +10,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from nula.configuration_nula import CIFAR10_LABELS, NulaConfig
 from nula.dataset import SIDE
 from nula.image_processing_nula import RESAMPLING, NulaImageProcessor, normalize
-from nula.weights import load_model
+from nula.weights import found, load_model
 
 BYTES_OFF = 2.5  # of 255: how far rounding between a processor's steps may lead from the same without rounding
 
@@ -35,10 +35,13 @@ def load_classifier(name: str, device: torch.device) -> PixelClassifier:
     the model's names are those ten, else in the model's own. No code from a Hub is run.
 
     Raises:
+        OSError: there is no such folder or repository, or it holds no model.
         ValueError: another number of classes, or a processor that does something unknown here.
     """
     # AutoConfig would ask for trust_remote_code before it told that a folder holds a NULA.
-    if PreTrainedConfig.get_config_dict(name)[0].get("model_type") == NulaConfig.model_type:
+    with found(name):
+        model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+    if model_type == NulaConfig.model_type:
         model, processor = load_model(name), NulaImageProcessor.from_pretrained(name)
     else:
         model = load_model(name, AutoModelForImageClassification)

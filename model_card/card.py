@@ -90,7 +90,7 @@ def repository_name(version: str) -> str:
 def training_speed(training: dict) -> str:
     """How many epochs ran where, and how fast.
 
-    Such as "10 epochs on 1 × NVIDIA H200 (9000 images/s, 40 % of what a matrix product in bfloat16 reached)".
+    Such as "10 epochs on 2 threads of <processor> (<n> images/s, <p> % of what a matrix product in bfloat16 reached)".
     """
     hardware, parts = training["hardware"], []
     processes = hardware["processes"]

@@ -172,6 +172,29 @@ def test_too_few_to_tell_a_spread_are_refused(arguments, message, monkeypatch, c
     assert message in capsys.readouterr().err
 
 
+def test_a_table_that_is_interrupted_says_how_to_go_on(tiny_folder, tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nula.evaluation.__main__.evaluate", interrupted)
+    arguments = ["table", "--model", tiny_folder, "--dataset", SAMPLE, "--output", tmp_path, "--cpu"]
+    monkeypatch.setattr(sys, "argv", ["evaluation", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert "the same command goes on after the last finished row" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_is_told_of(tmp_path):
+    with pytest.raises(OSError, match=f"there is no folder {tmp_path}/none here, and as a Hub id it gives: "):
+        load_classifier(str(tmp_path / "none"), torch.device("cpu"))
+    with pytest.raises(OSError, match=f"there is no folder {tmp_path}/none here, and as a Hub id it gives: "):
+        load_model(tmp_path / "none")
+    with pytest.raises(OSError, match=r"no file named model\.safetensors") as empty:
+        load_model(tmp_path)
+    assert "there is no folder" not in str(empty.value)
+
+
 def test_weights_have_one_name_whatever_their_files(tiny_folder, tmp_path):
     model = load_model(tiny_folder)
     model.save_pretrained(tmp_path / "shards", max_shard_size="5KB")

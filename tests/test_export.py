@@ -72,3 +72,12 @@ def test_torch_export(exported, sample, batch_size):
     with torch.inference_mode():
         given = torch.cat([form(batch) for batch in pixels.split(batch_size)])
     torch.testing.assert_close(given, logits, atol=1e-4, rtol=0)
+
+
+def test_a_model_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "sys.argv", ["nula.export", "--model", str(tmp_path / "none"), "--output", str(tmp_path / "to")]
+    )
+    with pytest.raises(SystemExit, match=r"error: there is no folder .*none here"):
+        main()
+    assert not (tmp_path / "to").exists()

@@ -31,6 +31,7 @@ from nula.provenance import command_again
 from nula.train import train_v0
 from nula.train.augmentation import crop_and_flip, perturb
 from nula.train.checkpoints import only_writer
+from nula.train.launch import _save
 from nula.train.loop import _check_agreement, batch_indices, run_seed, train
 from nula.train.optimizers import Muon, build_optimizers, build_scheduler, orthogonalize
 from nula.train.recipe import OPERATORS, V0, V1
@@ -674,6 +675,29 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(tiny_model, train
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "checkpoint"}
     _, log = train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path, seed=0, max_steps=5, resume=True)
     assert [epoch["epoch"] for epoch in log["epochs"]] == [1]
+
+
+@pytest.mark.parametrize("name", ["identity.json", "model.safetensors", "optimizer.bin", "custom_checkpoint_1.pkl"])
+def test_a_damaged_checkpoint_is_told_of(tiny_model, train_split, tmp_path, name):
+    recipe = replace(V0, batch_size=64)
+    train(deepcopy(tiny_model), recipe, train_split, Accelerator(cpu=True), tmp_path, seed=0, max_steps=1)
+    damaged = tmp_path / "checkpoint" / name
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    with pytest.raises(OSError, match=r"the checkpoint .*checkpoint cannot be read: .*; begin anew, without --resume"):
+        train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path, seed=0, resume=True)
+
+
+def test_weights_without_a_checkpoint_are_kept(tiny_model, train_split, tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(FileExistsError, match="holds a run already: delete the folder, or give another --output_dir"):
+        train(tiny_model, replace(V0, batch_size=64), train_split, Accelerator(cpu=True), tmp_path, seed=0)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors"}
+
+
+def test_weights_that_cannot_be_written_are_told_of(tiny_model, tmp_path):
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(OSError, match=r"weights could not be written .*; its checkpoint is whole: make room"):
+        _save(tiny_model, tmp_path)
 
 
 def test_other_data_sets_are_refused(tmp_path):

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -67,9 +68,10 @@ def check_folder(output_dir: Path, state_bytes: int, resume: bool) -> None:
     if resume:
         last_checkpoint(checkpoint)
     elif any((output_dir / name).exists() for name in ("checkpoint", "checkpoint.old", "model.safetensors")):
+        resumable = any((output_dir / name).exists() for name in ("checkpoint", "checkpoint.old"))
         raise FileExistsError(
-            f"{output_dir} holds a run already: go on from its checkpoint with --resume, delete the folder, or give "
-            "another --output_dir."
+            f"{output_dir} holds a run already: {'go on from its checkpoint with --resume, ' if resumable else ''}"
+            "delete the folder, or give another --output_dir."
         )
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -96,16 +98,34 @@ def last_checkpoint(checkpoint: Path) -> Path:
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, identity: dict) -> None:
-    """Go on from the last checkpoint; ValueError if it is of a run with another `identity`."""
+    """Go on from the last checkpoint.
+
+    Raises:
+        ValueError: it is of a run with another `identity`.
+        OSError: it cannot be read.
+    """
     folder = last_checkpoint(checkpoint)
-    saved = json.loads((folder / IDENTITY).read_text())
+    with _readable(folder):
+        saved = json.loads((folder / IDENTITY).read_text())
     for name, value in json.loads(json.dumps(identity)).items():
         if saved.get(name) != value:
             raise ValueError(
                 f"this is another run than that of the checkpoint {folder}: {name} is {value!r}, was "
                 f"{saved.get(name)!r}."
             )
-    accelerator.load_state(str(folder))
+    with _readable(folder):
+        accelerator.load_state(str(folder))
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Tell of a damaged checkpoint in one way, which has a name of its own in each library."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, LookupError, EOFError, UnpicklingError, SafetensorError) as error:
+        raise OSError(
+            f"the checkpoint {folder} cannot be read: {error}; begin anew, without --resume, in another --output_dir."
+        ) from error
 
 
 def save_checkpoint(accelerator: Accelerator, checkpoint: Path, identity: dict) -> None:

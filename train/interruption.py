@@ -10,7 +10,8 @@ SAME_REQUEST = 5.0  # seconds; a launcher passes on the signal that its whole pr
 class Interruption:
     """Notes SIGINT (Ctrl-C) and SIGTERM instead of dying of them, as a context.
 
-    `signum` is 0 until one came. Another one some seconds later acts as usual, for a run that hangs.
+    `signum` is 0 until one came. Another one some seconds later acts as usual, for steps that take too long; a call
+    into a library that never returns holds that one off, too.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)

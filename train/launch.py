@@ -116,8 +116,7 @@ def run(
             resume=arguments.resume,
         )
         if accelerator.is_main_process:
-            trained.save_pretrained(output_dir)
-            NulaImageProcessor().save_pretrained(output_dir)
+            _save(trained, output_dir)
             record = {
                 "weights_sha256": weights_sha256(output_dir),
                 "recipe": asdict(recipe),
@@ -169,6 +168,18 @@ def run(
         accelerator.end_training()
 
 
+def _save(model: NulaForImageClassification, output_dir: Path) -> None:
+    """Leave weights and processor; OSError, which says what to do, where they cannot be written."""
+    try:
+        model.save_pretrained(output_dir)
+        NulaImageProcessor().save_pretrained(output_dir)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"the weights could not be written to {output_dir}: {error}; its checkpoint is whole: make room, and the "
+            "same command with --resume writes them."
+        ) from error
+
+
 def _check_held_out(v0: str, data: Split) -> None:
     """ValueError unless v0's record tells that it was trained on the images of `data` alone."""
     record = Path(v0) / "training.json"
@@ -201,6 +212,8 @@ def prepare(arguments: argparse.Namespace) -> Accelerator:
         raise SystemExit(f"error: --report_to {arguments.report_to} is not installed; installed trackers: {installed}.")
     accelerator = Accelerator(log_with=arguments.report_to, project_dir=arguments.output_dir)
     keep_memory(accelerator.device)
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as cuDNN's convolutions: one precision, also for the peak
     if arguments.push_to_hub and accelerator.is_main_process:
         check_before(arguments.hub_model_id, arguments.hub_tag, arguments.hub_private_repo)
     return accelerator

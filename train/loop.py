@@ -81,8 +81,8 @@ def train(
 
     The log holds `epochs`, one entry each, among them the `peak_flops` a second of one process, measured right after
     the epoch, as a machine's speed may change, in the `dtype` of the training; over all epochs `seconds`,
-    `images_per_second` and `peak_share`; and `flops_per_image` of training, of convolutions and matrix products, from
-    which that share follows.
+    `images_per_second` and `peak_share`; and `flops_per_image` of the network's convolutions and matrix products,
+    forward and backward, without the optimiser's, from which that share follows.
 
     Raises:
         ValueError: a data set smaller than a batch, a batch that the processes cannot share evenly, a checkpoint of a
@@ -217,7 +217,7 @@ def train(
 
 
 def _training_flops(model: NulaForImageClassification) -> int:
-    """Floating-point operations of training on one image."""
+    """Floating-point operations of the network on one image, forward and backward."""
     pixels = torch.zeros(1, model.config.num_channels, SIDE, SIDE, device=model.device)
     training = model.training
     model.eval()  # batch statistics must not see these pixels

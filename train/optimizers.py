@@ -19,8 +19,9 @@ class Muon(torch.optim.Optimizer):
     about AdamW's, so that a learning rate means the same in both. torch.optim.Muon takes matrices alone; here a
     convolution's weight (out, in, h, w) is the matrix (out, in·h·w).
 
-    Batch normalisation makes the size of the weights immaterial but for the relative size of a step, so each parameter
-    is scaled back to the root mean square `rms` after its step.
+    Before a batch normalisation the size of the weights sets the relative size of a step, so each parameter is scaled
+    back to the root mean square `rms` after its step. A small one also damps channels whose variance comes near the
+    normalisation's epsilon.
 
     Args:
         parameters: of at least two axes, each before a batch normalisation.
