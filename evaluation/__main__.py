@@ -5,6 +5,9 @@ Measures classifiers. Every command leaves raw results with their provenance; `c
 
 import argparse
 import datetime
+import os
+import shutil
+import signal
 import sys
 from dataclasses import asdict
 from itertools import combinations
@@ -17,7 +20,7 @@ from accelerate import Accelerator
 from nula.cli import at_least
 from nula.dataset import CIFAR10, Split, load_split
 from nula.evaluation import studies
-from nula.evaluation.accuracy import Measurement, Table, evaluate, save_finished, table_rows
+from nula.evaluation.accuracy import Measurement, Table, evaluate, partial_folder, table_rows
 from nula.evaluation.classifiers import load_classifier
 from nula.evaluation.findings import findings
 from nula.evaluation.monte_carlo import noise_rows
@@ -71,7 +74,7 @@ def measure(
     """Evaluate every model under `rows` and print what came out. `arrays` are the hashes of images read elsewhere."""
     accelerator = prepare(arguments)
     data = load_split(arguments.dataset, "test")
-    tables = []
+    tables, partial = [], []
     for model, output in zip(arguments.model, folders(arguments.model, arguments.output)):
         classifier = load_classifier(model, accelerator.device)
         described = provenance(model, arguments.dataset, data, accelerator.device)
@@ -96,10 +99,13 @@ def measure(
                     row: asdict(calibration(logits, table.labels)) for row, logits in zip(table.rows, table.logits)
                 }
                 studies.save_json({"rows": calibrations}, table.provenance, folder / "calibration.json")
-            save_finished(table, folder, described, rows)  # last, as its provenance tells that all is there
+            table.save(folder)  # last, as its provenance tells that all is there
+            partial.append(partial_folder(folder, described, rows))
             print(f"\n{model}: {len(table.labels)} images; raw results in {folder}")
             print_accuracies(table)
     if accelerator.is_main_process:
+        for folder in partial:  # now that no model is left for which the same command would come by these again
+            shutil.rmtree(folder)
         for a, b in combinations(range(len(tables)), 2):
             print(f"\n{arguments.model[b]} against {arguments.model[a]}")
             print_comparison(tables[a], tables[b])
@@ -250,10 +256,11 @@ def main() -> None:
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
-        print(
-            "interrupted; the same command goes on after the last finished row, if it measures rows.", file=sys.stderr
-        )
-        raise SystemExit(130) from None
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launcher passes on what the whole process group got already
+        resumable = arguments.run in (table, noise, corruptions)
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted" + resumable * "; the same command goes on after the last finished row", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -136,8 +135,8 @@ def evaluate(
     """Measure every row of one classifier.
 
     With `folder`, each row is kept there once it is measured, and rows that an interrupted evaluation of the same
-    `provenance` and rows left are not measured again; `save_finished` replaces them by the table. The provenance gains
-    `seconds` and, of these, `forward_seconds` in the classifier.
+    `provenance` and rows left are not measured again; they are in its `partial_folder`. The
+    provenance gains `seconds` and, of these, `forward_seconds` in the classifier.
 
     Raises:
         ValueError: the classifier gives no finite logits.
@@ -195,9 +194,3 @@ def partial_folder(folder: Path, provenance: dict, measurements: Sequence[Measur
     rows = [(measurement.name, measurement.seed) for measurement in measurements]
     digest = hashlib.sha256(json.dumps([identity, rows], sort_keys=True).encode()).hexdigest()
     return folder / f"partial-{digest[:12]}"
-
-
-def save_finished(table: Table, folder: Path, provenance: dict, measurements: Sequence[Measurement]) -> None:
-    """Save the table of an evaluation that was started with these arguments, then drop its single rows."""
-    table.save(folder)
-    shutil.rmtree(partial_folder(folder, provenance, measurements), ignore_errors=True)

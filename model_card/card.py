@@ -33,6 +33,7 @@ from nula.model_card.tables import (
     results_table,
     seeds_table,
     stored_tables,
+    training_folders,
 )
 from nula.perturbations.corruptions import SEVERITIES
 from nula.provenance import speed_of, training_command, without_options
@@ -109,9 +110,13 @@ def training_speed(training: dict) -> str:
 
 
 def training_times(releases: Path) -> str:
-    """Minutes, speed and hardware of both training runs."""
-    runs = {version: json.loads((releases / version / "training.json").read_text()) for version in VERSIONS}
-    times = [f"{version} in {run['seconds'] / 60:.0f} minutes, {training_speed(run)}" for version, run in runs.items()]
+    """Minutes, speed and hardware of both training runs, and of those of other seeds."""
+    times = []
+    for version in VERSIONS:
+        for folder in training_folders(version, releases):
+            run = json.loads((folder / "training.json").read_text())
+            title = version if folder == releases / version else f"{version} of seed {run['seed']}"
+            times.append(f"{title} in {run['seconds'] / 60:.0f} minutes, {training_speed(run)}")
     return f"Trained: {'; '.join(times)}."
 
 

@@ -77,12 +77,14 @@ def compatibility_table(releases: Path) -> str:
     return "\n".join(lines)
 
 
-def seeds_table(version: str, releases: Path) -> str | None:
-    """Accuracy of every training of `version` as markdown, the release's first, and mean ± standard deviation.
+def training_folders(version: str, releases: Path) -> list[Path]:
+    """Where training.json and results of every training of `version` lie: the release's first, then other seeds'."""
+    return [releases / version, *sorted((releases / version / "seeds").glob("*"))]
 
-    Another seed's training.json and results lie in `releases`/vN/seeds/<seed>. None where there is no other.
-    """
-    folders = [releases / version, *sorted((releases / version / "seeds").glob("*"))]
+
+def seeds_table(version: str, releases: Path) -> str | None:
+    """Accuracy of every training of `version` as markdown and mean ± standard deviation; None: there is but one."""
+    folders = training_folders(version, releases)
     if len(folders) == 1:
         return None
     runs = [json.loads((folder / "training.json").read_text()) for folder in folders]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -23,7 +24,7 @@ from nula.configuration_nula import CIFAR10_LABELS
 from nula.dataset import Split
 from nula.evaluation import studies
 from nula.evaluation.__main__ import main
-from nula.evaluation.accuracy import Table, evaluate, partial_folder, table_rows
+from nula.evaluation.accuracy import Table, evaluate, partial_folder, predict, table_rows
 from nula.evaluation.classifiers import load_classifier, preprocessing
 from nula.evaluation.findings import CLAIMS
 from nula.evaluation.monte_carlo import correct_draws, gap, noise_rows
@@ -172,24 +173,41 @@ def test_too_few_to_tell_a_spread_are_refused(arguments, message, monkeypatch, c
     assert message in capsys.readouterr().err
 
 
-def test_a_table_that_is_interrupted_says_how_to_go_on(tiny_folder, tmp_path, monkeypatch, capsys):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
+def test_an_interrupted_command_goes_on_after_the_last_finished_row(tiny_folder, tmp_path, monkeypatch, capsys):
+    shutil.copytree(tiny_folder, tmp_path / "other")
+    models = ["--model", str(tiny_folder), "--model", str(tmp_path / "other")]
+    arguments = ["table", *models, "--dataset", str(SAMPLE), "--output", str(tmp_path / "results"), "--cpu"]
+    monkeypatch.setattr(sys, "argv", ["evaluation", *arguments])
+    rows = []
 
-    monkeypatch.setattr("nula.evaluation.__main__.evaluate", interrupted)
-    arguments = ["table", "--model", tiny_folder, "--dataset", SAMPLE, "--output", tmp_path, "--cpu"]
-    monkeypatch.setattr(sys, "argv", ["evaluation", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
+    def counted(*arguments):
+        rows.append(1)
+        if len(rows) == 22:  # the second row of the second model
+            raise KeyboardInterrupt
+        return predict(*arguments)
+
+    monkeypatch.setattr("nula.evaluation.accuracy.predict", counted)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert ended.value.code == 130
-    assert "the same command goes on after the last finished row" in capsys.readouterr().err
+    assert "interrupted; the same command goes on after the last finished row" in capsys.readouterr().err
+    main()
+    assert len(rows) == 22 + 19
+    assert len(list((tmp_path / "results").glob("*/provenance.json"))) == 2
+    assert not list((tmp_path / "results").glob("*/partial-*"))
 
 
-def test_a_folder_that_is_not_there_is_told_of(tmp_path):
-    with pytest.raises(OSError, match=f"there is no folder {tmp_path}/none here, and as a Hub id it gives: "):
-        load_classifier(str(tmp_path / "none"), torch.device("cpu"))
-    with pytest.raises(OSError, match=f"there is no folder {tmp_path}/none here, and as a Hub id it gives: "):
-        load_model(tmp_path / "none")
+@pytest.mark.parametrize("name", ["runs/none", "{folder}/none"])
+def test_a_folder_that_is_not_there_is_told_of(name, tmp_path):
+    name = name.format(folder=tmp_path)
+    with pytest.raises(OSError, match=f"there is no folder {name} here, and as a Hub id it gives: "):
+        load_classifier(name, torch.device("cpu"))
+    with pytest.raises(OSError, match=f"there is no folder {name} here, and as a Hub id it gives: "):
+        load_model(name)
     with pytest.raises(OSError, match=r"no file named model\.safetensors") as empty:
         load_model(tmp_path)
     assert "there is no folder" not in str(empty.value)

@@ -181,15 +181,17 @@ def test_results_were_measured_on_the_released_weights(version):
 
 
 @pytest.mark.parametrize("row", [row.name for row in ROWS])
+@pytest.mark.parametrize("training", ["", "seeds/1"])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_row_is_above_the_published_one(version, row):
-    accuracies, bars = Table.load(RELEASES / version / "results").accuracies(), published(version)
+def test_every_row_is_above_the_published_one(version, training, row):
+    accuracies, bars = Table.load(RELEASES / version / training / "results").accuracies(), published(version)
     assert set(bars) == set(accuracies)
     assert accuracies[row] > bars[row]
 
 
-def test_fine_tuning_buys_noise_and_costs_little():
-    v0, v1 = (Table.load(RELEASES / version / "results").accuracies() for version in ("v0", "v1"))
+@pytest.mark.parametrize("training", ["", "seeds/1"])
+def test_fine_tuning_buys_noise_and_costs_little(training):
+    v0, v1 = (Table.load(RELEASES / version / training / "results").accuracies() for version in ("v0", "v1"))
     changes = {name: v1[name] - v0[name] for name in v0}
     assert changes["Gaussian Noise σ = 0.05"] >= 1.0
     assert min(changes.values()) > -1.0

@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from nula.configuration_nula import NulaConfig
 from nula.dataset import load_split
+from nula.evaluation.accuracy import Table
 from nula.image_processing_nula import normalize
 from nula.modeling_nula import NulaForImageClassification
 from nula.perturbations.sampling import checkerboard, decimate
@@ -31,10 +32,10 @@ from nula.provenance import command_again
 from nula.train import train_v0
 from nula.train.augmentation import crop_and_flip, perturb
 from nula.train.checkpoints import only_writer
-from nula.train.launch import _save
+from nula.train.launch import _writing
 from nula.train.loop import _check_agreement, batch_indices, run_seed, train
 from nula.train.optimizers import Muon, build_optimizers, build_scheduler, orthogonalize
-from nula.train.recipe import OPERATORS, V0, V1
+from nula.train.recipe import OPERATORS, V0, V1, Recipe
 from nula.weights import weights_sha256
 
 
@@ -683,7 +684,7 @@ def test_a_damaged_checkpoint_is_told_of(tiny_model, train_split, tmp_path, name
     train(deepcopy(tiny_model), recipe, train_split, Accelerator(cpu=True), tmp_path, seed=0, max_steps=1)
     damaged = tmp_path / "checkpoint" / name
     damaged.write_bytes(damaged.read_bytes()[:20])
-    with pytest.raises(OSError, match=r"the checkpoint .*checkpoint cannot be read: .*; begin anew, without --resume"):
+    with pytest.raises(OSError, match=r"the checkpoint .*checkpoint cannot be read \(.+\); if it is damaged"):
         train(tiny_model, recipe, train_split, Accelerator(cpu=True), tmp_path, seed=0, resume=True)
 
 
@@ -694,10 +695,11 @@ def test_weights_without_a_checkpoint_are_kept(tiny_model, train_split, tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors"}
 
 
-def test_weights_that_cannot_be_written_are_told_of(tiny_model, tmp_path):
+def test_results_that_cannot_be_written_are_told_of(tiny_model, tmp_path):
     (tmp_path / "model.safetensors").mkdir()
-    with pytest.raises(OSError, match=r"weights could not be written .*; its checkpoint is whole: make room"):
-        _save(tiny_model, tmp_path)
+    message = r"results could not be written .*; its checkpoint is whole: once that is mended"
+    with pytest.raises(OSError, match=message), _writing(tmp_path):
+        tiny_model.save_pretrained(tmp_path)
 
 
 def test_other_data_sets_are_refused(tmp_path):
@@ -724,3 +726,37 @@ def test_released_weights_come_from_the_recipe(version, recipe):
 def test_released_v1_is_tuned_from_the_released_v0():
     record = json.loads((ROOT / "releases" / "v1" / "training.json").read_text())
     assert record["initial_weights_sha256"] == weights_sha256(ROOT / "releases" / "v0")
+
+
+def _rates(recipe: Recipe, steps: int) -> list[float]:
+    """The first learning rate after each epoch of `steps` steps."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.learning_rate)
+    scheduler = build_scheduler(optimizer, recipe, steps)
+    rates = []
+    for _ in range(recipe.epochs):
+        for _ in range(steps):
+            optimizer.step()
+            scheduler.step()
+        rates.append(scheduler.get_last_lr()[0])
+    return rates
+
+
+@pytest.mark.parametrize(("folder", "recipe"), [("v1", V1), ("v0/seeds/1", V0), ("v1/seeds/1", V1)])
+def test_a_run_in_one_go_followed_the_schedule(folder, recipe):
+    record = json.loads((ROOT / "releases" / folder / "training.json").read_text())
+    assert record["recipe"] == json.loads(json.dumps(asdict(recipe)))
+    assert [epoch["epoch"] for epoch in record["epochs"]] == list(range(1, recipe.epochs + 1))
+    rates = [epoch["learning_rate"] for epoch in record["epochs"]]
+    assert rates == pytest.approx(_rates(recipe, 50_000 // recipe.batch_size), rel=1e-6, abs=1e-12)
+    assert max(rates) <= recipe.learning_rate
+
+
+def test_another_seed_is_measured_and_tuned_from_its_own_v0():
+    folders = [ROOT / "releases" / version / "seeds" / "1" for version in ("v0", "v1")]
+    v0, v1 = (json.loads((folder / "training.json").read_text()) for folder in folders)
+    assert v0["seed"] == v1["seed"] == 1
+    assert v1["initial_weights_sha256"] == v0["weights_sha256"]
+    for folder, record in zip(folders, (v0, v1), strict=True):
+        provenance = Table.load(folder / "results").provenance
+        assert provenance["weights_sha256"] == record["weights_sha256"]
+        assert (provenance["dataset"]["split"], provenance["dataset"]["images"]) == ("test", 10_000)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
@@ -122,9 +123,12 @@ def _readable(folder: Path) -> Iterator[None]:
     """Tell of a damaged checkpoint in one way, which has a name of its own in each library."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, RuntimeError, ValueError, LookupError, EOFError, UnpicklingError, SafetensorError) as error:
         raise OSError(
-            f"the checkpoint {folder} cannot be read: {error}; begin anew, without --resume, in another --output_dir."
+            f"the checkpoint {folder} cannot be read ({type(error).__name__}: {error}); if it is damaged, begin anew, "
+            "without --resume, in another --output_dir."
         ) from error
 
 

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -116,7 +118,9 @@ def run(
             resume=arguments.resume,
         )
         if accelerator.is_main_process:
-            _save(trained, output_dir)
+            with _writing(output_dir):
+                trained.save_pretrained(output_dir)
+                NulaImageProcessor().save_pretrained(output_dir)
             record = {
                 "weights_sha256": weights_sha256(output_dir),
                 "recipe": asdict(recipe),
@@ -141,7 +145,8 @@ def run(
         if accelerator.is_main_process:
             if measured is not None:
                 record["validation"] = measured
-            (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+            with _writing(output_dir):
+                (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n")
             accelerator.print(f"saved to {output_dir}")
             if arguments.push_to_hub:
                 url = publish(
@@ -168,15 +173,15 @@ def run(
         accelerator.end_training()
 
 
-def _save(model: NulaForImageClassification, output_dir: Path) -> None:
-    """Leave weights and processor; OSError, which says what to do, where they cannot be written."""
+@contextmanager
+def _writing(output_dir: Path) -> Iterator[None]:
+    """OSError, which says what to do, where the results of a run that is done cannot be written."""
     try:
-        model.save_pretrained(output_dir)
-        NulaImageProcessor().save_pretrained(output_dir)
+        yield
     except (OSError, SafetensorError) as error:
         raise OSError(
-            f"the weights could not be written to {output_dir}: {error}; its checkpoint is whole: make room, and the "
-            "same command with --resume writes them."
+            f"the results could not be written to {output_dir}: {error}; its checkpoint is whole: once that is mended, "
+            "the same command with --resume writes them."
         ) from error
 
 
@@ -212,8 +217,6 @@ def prepare(arguments: argparse.Namespace) -> Accelerator:
         raise SystemExit(f"error: --report_to {arguments.report_to} is not installed; installed trackers: {installed}.")
     accelerator = Accelerator(log_with=arguments.report_to, project_dir=arguments.output_dir)
     keep_memory(accelerator.device)
-    if accelerator.device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, as cuDNN's convolutions: one precision, also for the peak
     if arguments.push_to_hub and accelerator.is_main_process:
         check_before(arguments.hub_model_id, arguments.hub_tag, arguments.hub_private_repo)
     return accelerator

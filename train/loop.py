@@ -76,8 +76,8 @@ def train(
     """Train `model` in place, and return it with the log.
 
     `recipe.batch_size` is shared out over the processes. A checkpoint is written to `output_dir`/checkpoint every
-    `checkpoint_steps` (an epoch unless given) and at the end; with `resume` the run goes on from it, on a CPU to the
-    very weights as if it had never stopped. `max_steps` ends the run early, on the schedule of the whole.
+    `checkpoint_steps` (an epoch unless given) and at the end; with `resume` the run goes on from it, on the same CPU to
+    the very weights as if it had never stopped. `max_steps` ends the run early, on the schedule of the whole.
 
     The log holds `epochs`, one entry each, among them the `peak_flops` a second of one process, measured right after
     the epoch, as a machine's speed may change, in the `dtype` of the training; over all epochs `seconds`,
@@ -87,7 +87,8 @@ def train(
     Raises:
         ValueError: a data set smaller than a batch, a batch that the processes cannot share evenly, a checkpoint of a
             run that was started otherwise, one beyond `max_steps`, or mixed precision fp16.
-        FileExistsError, FileNotFoundError, OSError: as `check_folder`, `only_writer` and `save_checkpoint` say.
+        FileExistsError, FileNotFoundError, OSError: as `check_folder`, `only_writer`, `load_checkpoint` and
+            `save_checkpoint` say.
         FloatingPointError: a loss, a gradient or a weight that is not finite; no checkpoint holds such a one.
         RuntimeError: the processes end with different parameters.
         TrainingInterrupted: SIGINT or SIGTERM came; the step was finished and a checkpoint saved.

@@ -20,7 +20,7 @@ class Muon(torch.optim.Optimizer):
     convolution's weight (out, in, h, w) is the matrix (out, in·h·w).
 
     Before a batch normalisation the size of the weights sets the relative size of a step, so each parameter is scaled
-    back to the root mean square `rms` after its step. A small one also damps channels whose variance comes near the
+    back to the root mean square `rms` after its step. A small `rms` also damps channels whose variance comes near the
     normalisation's epsilon.
 
     Args:
