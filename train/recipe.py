@@ -1,7 +1,7 @@
 """The settings of v0 and v1.
 
 "published" marks a value taken from the model cards of MamaPearl/nula-cifar10-robust-v0 and -v1; everything else is
-this project's own choice.
+this project's own choice. "trial" names one of ABLATIONS.md that changes the value.
 """
 
 import math
@@ -30,15 +30,16 @@ class Recipe:
     restart_epochs: int = 1  # of each
     restart_factor: float = 1.0  # of the learning rate, at the start of each
     restart_dropout: float | None = None  # probability of the stem's dropout from the first on; None: as before
-    optimizer: str = "muon"  # of the convolutions behind the stem: "muon" or "adamw"; AdamW has the rest
-    weight_rms: float = 0.0015  # at which Muon keeps them: a step changes 0.2 · learning_rate / weight_rms; not tuned
+    optimizer: str = "muon"  # of the convolutions behind the stem: "muon" or "adamw"; AdamW has the rest: trial adamw
+    weight_rms: float = 0.0015  # Muon keeps them there: trial half-step
     batch_size: int = 512  # images a step over all processes; large, as Muon's own cost is the same for any; not tuned
-    vector_rate_factor: float = 4.0  # times the learning rate, for batch normalisation and biases; not tuned
-    weight_decay: float = 0.05  # AdamW's, not on batch normalisation and bias; customary, not tuned
-    label_smoothing: float = 0.2  # as K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024); not tuned
+    vector_rate_factor: float = 4.0  # times the learning rate, for batch normalisation and biases: trial one-rate
+    weight_decay: float = 0.05  # AdamW's, not on batch normalisation and bias; customary: trial no-decay
+    # K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024): trial smoothing-10
+    label_smoothing: float = 0.2
 
     # Every image is first cropped and flipped.
-    crop_padding: int = 2  # pixels of reflected border from which 32x32 is cropped; small, for few epochs; not tuned
+    crop_padding: int = 2  # pixels of reflected border from which 32x32 is cropped; small, for few epochs: trial crop-4
     flip_probability: float = 0.5
 
     # Then a random part of the batch (`mask_aug`) goes through one operator each.
@@ -46,7 +47,7 @@ class Recipe:
     uniform_amplitude: float  # U(-a, a) per pixel and channel, before the operator
     operator_probabilities: tuple[float, float, float]  # of OPERATORS
     resize_scale: tuple[float, float]  # U(low, high) per image, bilinear down and up
-    checkerboard_epsilon: tuple[float, float] = (0.0, 0.1)  # U(low, high) per image; twice the strongest row; not tuned
+    checkerboard_epsilon: tuple[float, float] = (0.0, 0.1)  # U(low, high); to twice the worst row: trial epsilon-20
 
     def __post_init__(self):
         def require(field: str, allowed: str, holds: Callable[[Any], bool]) -> None:
