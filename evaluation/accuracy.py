@@ -135,8 +135,8 @@ def evaluate(
     """Measure every row of one classifier.
 
     With `folder`, each row is kept there once it is measured, and rows that an interrupted evaluation of the same
-    `provenance` and rows left are not measured again; they are in its `partial_folder`. The
-    provenance gains `seconds` and, of these, `forward_seconds` in the classifier.
+    `provenance` and rows left are not measured again; they are in its `partial_folder`. The provenance
+    gains `seconds` and, of these, `forward_seconds` in the classifier.
 
     Raises:
         ValueError: the classifier gives no finite logits.

@@ -90,12 +90,11 @@ def seeds_table(version: str, releases: Path) -> str | None:
     runs = [json.loads((folder / "training.json").read_text()) for folder in folders]
     accuracies = [Table.load(folder / "results").accuracies() for folder in folders]
     titles = [f"seed {run['seed']}, {len(run['epochs'])} epochs" for run in runs]
-    lines = [f"| perturbation | {' | '.join(titles)} | mean ± std |", "|---|" + "--:|" * (len(runs) + 1)]
+    rows = {}
     for row in ROWS:
         values = [accuracy[row.name] for accuracy in accuracies]
-        cells = " | ".join(f"{value:.2f}" for value in values)
-        lines.append(f"| {row.name} | {cells} | {mean(values):.2f} ± {stdev(values):.2f} |")
-    return "\n".join(lines)
+        rows[row.name] = [*(f"{value:.2f}" for value in values), f"{mean(values):.2f} ± {stdev(values):.2f}"]
+    return markdown_table("perturbation", [*titles, "mean ± std"], rows)
 
 
 def corruptions_table(releases: Path) -> str | None:
@@ -116,7 +115,7 @@ def corruptions_table(releases: Path) -> str | None:
         title: [_with_interval(*mean_interval(shares(table, names))) for table in stored.values()]
         for title, names in rows.items()
     }
-    return _markdown("corruption", list(stored), cells)
+    return markdown_table("corruption", list(stored), cells)
 
 
 def attacks_table(releases: Path) -> str | None:
@@ -130,7 +129,7 @@ def attacks_table(releases: Path) -> str | None:
             right, total = int((predictions == table.labels).sum()), len(table.labels)
             low, high = wilson_interval(right, total)
             rows.setdefault(row, []).append(_with_interval(100 * right / total, 100 * low, 100 * high))
-    return _markdown(f"attack on {total:,} images", list(stored), rows)
+    return markdown_table(f"attack on {total:,} images", list(stored), rows)
 
 
 def calibration_table(releases: Path) -> str | None:
@@ -144,10 +143,11 @@ def calibration_table(releases: Path) -> str | None:
     rows = {
         row.name: [f"{scores[version][row.name][field]:.3f}" for field in fields for version in scores] for row in ROWS
     }
-    return _markdown("perturbation", columns, rows)
+    return markdown_table("perturbation", columns, rows)
 
 
-def _markdown(first: str, columns: Sequence[str], rows: dict[str, Sequence[str]]) -> str:
+def markdown_table(first: str, columns: Sequence[str], rows: dict[str, Sequence[str]]) -> str:
+    """A table of right-aligned `columns` behind one of names, which is headed `first`."""
     lines = [f"| {first} | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
     lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
     return "\n".join(lines)

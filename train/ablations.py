@@ -21,6 +21,7 @@ import torch
 
 from nula.dataset import CIFAR10
 from nula.evaluation.accuracy import Table
+from nula.model_card.tables import markdown_table
 from nula.train.loop import ARCHITECTURE
 
 FOLDER = Path(__file__).parent
@@ -102,6 +103,7 @@ def run(name: str, dataset: str) -> None:
 def render(records: dict[str, dict]) -> str:
     """ABLATIONS.md from the training records, by trial."""
     base = records[BASE]
+    before = _shown_and_mean(base)
     lines = [
         "# What was tried for v0",
         "",
@@ -128,7 +130,7 @@ def render(records: dict[str, dict]) -> str:
         if name == BASE:
             cells = [f"{value:.2f}" for value in values]
         else:
-            cells = [f"{value - before:+.2f}".replace("-", "−") for value, before in zip(values, _shown_and_mean(base))]
+            cells = [f"{value - base_value:+.2f}".replace("-", "−") for value, base_value in zip(values, before)]
         lines.append(f"| {name} | {trial.change} | {' | '.join(cells)} |")
         arguments = [*trial.launcher_arguments(), *trial.arguments("cifar10", name)]
         arguments = ["--cpu", *arguments] if record["hardware"]["device"] == "cpu" else arguments
@@ -156,22 +158,20 @@ def restart_lines() -> list[str]:
         "tells what a restart gains and unlearns, not how it generalises. Accuracy in percent on",
         f"{record['images']}.",
         "",
-        *_table({run["run"]: run["accuracy"] for run in record["runs"]}),
+        _table({run["run"]: run["accuracy"] for run in record["runs"]}),
         "",
         "Tried in place of the restarts, with an earlier state of the code, and given up after it had been measured on",
         "the test split: accuracy there in percent, beside that of `releases/v0/results`.",
         "",
-        *_table({f"one cycle of {epochs} epochs, dropout {dropout}": single["test"], "the release": release}),
+        _table({f"one cycle of {epochs} epochs, dropout {dropout}": single["test"], "the release": release}),
     ]
 
 
-def _table(accuracies: dict[str, dict[str, float]]) -> list[str]:
+def _table(accuracies: dict[str, dict[str, float]]) -> str:
     """Markdown of some runs' accuracies, under those of the shown rows that all of them have."""
     rows = [row for row in SHOWN if all(row in accuracy for accuracy in accuracies.values())]
-    lines = [f"| run | {' | '.join(SHOWN[row] for row in rows)} |", "|---|" + "--:|" * len(rows)]
-    for run, accuracy in accuracies.items():
-        lines.append(f"| {run} | {' | '.join(f'{accuracy[row]:.2f}' for row in rows)} |")
-    return lines
+    cells = {run: [f"{accuracy[row]:.2f}" for row in rows] for run, accuracy in accuracies.items()}
+    return markdown_table("run", [SHOWN[row] for row in rows], cells)
 
 
 def load_records() -> dict[str, dict]:

@@ -65,11 +65,10 @@ def check_folder(output_dir: Path, state_bytes: int, resume: bool) -> None:
         FileNotFoundError: the folder holds no checkpoint, and the run should go on from one.
         OSError: the folder cannot be made or written to, or its disk has no room for the run.
     """
-    checkpoint = output_dir / "checkpoint"
+    resumable = any((output_dir / name).exists() for name in ("checkpoint", "checkpoint.old"))
     if resume:
-        last_checkpoint(checkpoint)
-    elif any((output_dir / name).exists() for name in ("checkpoint", "checkpoint.old", "model.safetensors")):
-        resumable = any((output_dir / name).exists() for name in ("checkpoint", "checkpoint.old"))
+        last_checkpoint(output_dir / "checkpoint")
+    elif resumable or (output_dir / "model.safetensors").exists():
         raise FileExistsError(
             f"{output_dir} holds a run already: {'go on from its checkpoint with --resume, ' if resumable else ''}"
             "delete the folder, or give another --output_dir."
