@@ -15,7 +15,7 @@ setup: .venv/.complete
 
 classify: setup
 	$(if $(IMAGE),,$(error give an image, such as IMAGE=examples/cat.png))
-	@$(BIN)/python -m nula.model_card.release $(VERSION) > /dev/null
+	@$(BIN)/python -m nula.publishing.payload $(VERSION) > /dev/null
 	$(BIN)/nula classify --model build/nula-cifar10-robust-$(VERSION) '$(IMAGE)'
 
 test: setup lint
@@ -26,11 +26,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 release: setup
-	$(BIN)/python -m nula.model_card.release $(VERSION)
+	$(BIN)/python -m nula.publishing.payload $(VERSION)
 
 push: setup
 	$(if $(HUB_ID),,$(error give the repository: HUB_ID=owner/name))
-	$(BIN)/python -m nula.model_card.release $(VERSION) --push '$(HUB_ID)' $(if $(TAG),--tag '$(TAG)') $(if $(BASE),--base '$(BASE)') $(if $(PRIVATE),--private) $(if $(DRY_RUN),--dry-run)
+	$(BIN)/python -m nula.publishing.payload $(VERSION) --push '$(HUB_ID)' $(if $(TAG),--tag '$(TAG)') $(if $(BASE),--base '$(BASE)') $(if $(PRIVATE),--private) $(if $(DRY_RUN),--dry-run)
 
 # The files of a Hugging Face Space.
 SPACE = build/space
@@ -43,13 +43,13 @@ space:
 	touch '$(SPACE)/nula/__init__.py'
 
 app: setup space
-	$(BIN)/python -m nula.model_card.release v0
-	$(BIN)/python -m nula.model_card.release v1
+	$(BIN)/python -m nula.publishing.payload v0
+	$(BIN)/python -m nula.publishing.payload v1
 	$(BIN)/python '$(SPACE)/app.py' --v0 build/nula-cifar10-robust-v0 --v1 build/nula-cifar10-robust-v1
 
 # Environments of its own, some gigabytes, in build/compatibility.
 compat: setup
-	$(BIN)/python -m nula.model_card.compatibility
+	$(BIN)/python -m nula.publishing.compatibility
 
 figures: setup
 	$(BIN)/python -m nula.model_card.figures --dataset '$(DATASET)'

@@ -14,6 +14,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from nula.runtime.arguments import at_least
+
 DEFAULT_MODEL = "MamaPearl/nula-cifar10-robust-v1"
 
 Writer = Callable[[str, Any], None]  # of an image's name and its answer, as the pipeline gives it
@@ -73,7 +75,7 @@ def classify(arguments: argparse.Namespace) -> int:
 
     from nula.image_processing_nula import NulaImageProcessor
     from nula.pipeline_nula import NulaImageClassificationPipeline
-    from nula.weights import load_model
+    from nula.records.weights import load_model
 
     disable_progress_bar()  # of loading the weights
     try:
@@ -113,17 +115,6 @@ def classify(arguments: argparse.Namespace) -> int:
     if failed:
         print(f"error: {failed} of {count} images could not be classified.", file=sys.stderr)
     return 1 if failed else 0
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """The type of an argument that is an integer from `least` on."""
-
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least {least}")
-        return int(text)
-
-    return number
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -19,11 +19,11 @@ from onnxruntime.quantization import quantize_dynamic
 from tqdm import tqdm
 
 from nula.benchmarks.timing import interleaved, machine
-from nula.dataset import CIFAR10, load_split
+from nula.data import CIFAR10, load_split
 from nula.evaluation.classifiers import load_classifier
-from nula.export import export_onnx, export_program
-from nula.provenance import command_again
-from nula.weights import weights_sha256
+from nula.publishing.export import export_onnx, export_program
+from nula.records.provenance import command_again
+from nula.records.weights import weights_sha256
 
 BATCH_SIZES = (1, 64)
 IMAGES = 256  # classified by each form in each round

@@ -24,11 +24,11 @@ from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils import is_torchvision_available
 
 from nula.benchmarks.timing import Candidates, interleaved, machine
-from nula.dataset import CIFAR10, load_split
+from nula.data import CIFAR10, load_split
 from nula.image_processing_nula import IMAGE_MEAN, IMAGE_STD, NulaImageProcessor
 from nula.pipeline_nula import NulaImageClassificationPipeline
-from nula.provenance import command_again
-from nula.weights import load_model, weights_sha256
+from nula.records.provenance import command_again
+from nula.records.weights import load_model, weights_sha256
 
 BATCH_SIZES = (1, 64, 256)
 IMAGES = 256  # classified by each candidate in each round

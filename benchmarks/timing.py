@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from tqdm import tqdm
 
-from nula.provenance import library_versions, processor_name
+from nula.records.provenance import library_versions, processor_name
 
 Candidates = dict[str, Callable[[], object]]
 

@@ -17,18 +17,19 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from nula.cli import at_least
-from nula.dataset import CIFAR10, Split, load_split
+from nula.data import CIFAR10, Split, load_split
 from nula.evaluation import studies
-from nula.evaluation.accuracy import Measurement, Table, evaluate, partial_folder, table_rows
+from nula.evaluation.claims import findings
 from nula.evaluation.classifiers import load_classifier
-from nula.evaluation.findings import findings
+from nula.evaluation.measuring import Measurement, evaluate, partial_folder, table_rows
 from nula.evaluation.monte_carlo import noise_rows
-from nula.evaluation.statistics import calibration, flips, mcnemar_p, wilson_interval
-from nula.launcher import follow_launcher, keep_memory
 from nula.perturbations.suite import DEFINITIONS_VERSION
-from nula.provenance import command_again, library_versions, public_argument
-from nula.weights import weights_sha256
+from nula.records.provenance import command_again, library_versions, public_argument
+from nula.records.statistics import calibration, flips, mcnemar_p, wilson_interval
+from nula.records.table import Table
+from nula.records.weights import weights_sha256
+from nula.runtime.arguments import at_least
+from nula.runtime.launcher import follow_launcher, keep_memory
 
 
 def provenance(model: str, dataset: str, data: Split, device: torch.device) -> dict:

@@ -8,9 +8,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from transformers.image_processing_utils import BaseImageProcessor
 
 from nula.configuration_nula import CIFAR10_LABELS, NulaConfig
-from nula.dataset import SIDE
+from nula.data import SIDE
 from nula.image_processing_nula import RESAMPLING, NulaImageProcessor, normalize
-from nula.weights import found, load_model
+from nula.records.weights import found, load_model
 
 BYTES_OFF = 2.5  # of 255: how far rounding between a processor's steps may lead from the same without rounding
 

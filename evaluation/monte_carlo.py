@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from nula.evaluation.accuracy import Measurement, Table
-from nula.evaluation.statistics import mean_interval
+from nula.evaluation.measuring import Measurement
 from nula.perturbations.appearance import gaussian_noise
+from nula.records.statistics import mean_interval
+from nula.records.table import Table
 
 SIGMA = 0.05  # of the published study, in pixel values of [0, 1]
 SWEEP = (0.02, 0.035, 0.05, 0.075, 0.1, 0.15)

@@ -12,16 +12,17 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from nula.dataset import Split
-from nula.evaluation.accuracy import Measurement, Table
+from nula.data import Split
 from nula.evaluation.curvature import loss_hessian, power_iteration, spectrum_ends
 from nula.evaluation.interpolation import interpolate, shape_along, with_new_statistics
 from nula.evaluation.jacobian import jacobian_norms, require_evaluation_mode
+from nula.evaluation.measuring import Measurement
 from nula.evaluation.null_space import PROJECTIONS, attack
 from nula.perturbations.appearance import gaussian_noise
 from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from nula.perturbations.sampling import checkerboard, decimate, resize
 from nula.pipeline_nula import CONFIDENCE, certify
+from nula.records.table import Table
 
 SIGMAS = (0.0, 0.025, 0.05, 0.1)  # of Gaussian noise, at which derivatives are taken
 EPSILONS = (2, 4, 8)  # bounds of the attack, in 255ths of the pixel range

@@ -17,11 +17,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from scipy.special import softmax
 
 from nula.configuration_nula import CIFAR10_LABELS
-from nula.dataset import CIFAR10, CIFAR10_FINGERPRINTS
-from nula.evaluation.accuracy import Table
-from nula.evaluation.findings import Finding, findings
+from nula.data import CIFAR10, CIFAR10_FINGERPRINTS
+from nula.evaluation.claims import Finding, findings
 from nula.evaluation.null_space import STEPS
-from nula.evaluation.statistics import BINS
 from nula.model_card.limits import limits
 from nula.model_card.tables import (
     VERSIONS,
@@ -36,7 +34,9 @@ from nula.model_card.tables import (
     training_folders,
 )
 from nula.perturbations.corruptions import SEVERITIES
-from nula.provenance import speed_of, training_command, without_options
+from nula.records.provenance import speed_of, training_command, without_options
+from nula.records.statistics import BINS
+from nula.records.table import Table
 
 WIDGET_CLASSES = 3  # examples in the widget, each of another class
 

@@ -15,13 +15,13 @@ import torch
 from matplotlib.figure import Figure
 
 from nula.configuration_nula import CIFAR10_LABELS
-from nula.dataset import CIFAR10, Split, load_split
-from nula.evaluation.accuracy import Table
+from nula.data import CIFAR10, Split, load_split
 from nula.evaluation.monte_carlo import correct_draws, gap
-from nula.evaluation.statistics import confusion_matrix, flips, mean_interval, wilson_interval
 from nula.evaluation.studies import ALPHAS, INTERPOLATED, MEASURED_ANEW, PATH_CONDITIONS, path_row
-from nula.model_card.push import WEIGHTS, drawn_from
 from nula.perturbations.suite import ROWS
+from nula.publishing.hub import WEIGHTS, drawn_from
+from nula.records.statistics import confusion_matrix, flips, mean_interval, wilson_interval
+from nula.records.table import Table
 
 WIDTH = 8.0  # inches; a model card shows about 800 pixels
 COLORS = {"v0": "#E69F00", "v1": "#0072B2"}  # of M. Okabe and K. Ito's palette, told apart by every kind of eye

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from nula.configuration_nula import CIFAR10_LABELS
-from nula.evaluation.accuracy import Table
 from nula.evaluation.null_space import PROJECTIONS, within_bounds
-from nula.evaluation.statistics import class_accuracies, confusion_matrix
 from nula.model_card.tables import stored_tables
 from nula.perturbations.suite import ROWS
+from nula.records.statistics import class_accuracies, confusion_matrix
+from nula.records.table import Table
 
 CLEAN = ROWS[0].name
 

@@ -9,11 +9,11 @@ from statistics import mean, stdev
 
 import numpy as np
 
-from nula.evaluation.accuracy import Table
-from nula.evaluation.findings import paired_tables
-from nula.evaluation.statistics import mean_interval, wilson_interval
+from nula.evaluation.claims import paired_tables
 from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES
 from nula.perturbations.suite import ROWS
+from nula.records.statistics import mean_interval, wilson_interval
+from nula.records.table import Table
 
 VERSIONS = ("v0", "v1")
 

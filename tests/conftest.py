@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from nula.configuration_nula import NulaConfig
-from nula.dataset import Split, load_split
+from nula.data import Split, load_split
 from nula.image_processing_nula import NulaImageProcessor
-from nula.model_card.release import assemble
 from nula.modeling_nula import NulaForImageClassification
+from nula.publishing.payload import assemble
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = Path(__file__).parent / "data" / "cifar10_sample"  # the first 320 and 200 images of CIFAR-10's two splits

@@ -17,7 +17,7 @@ from nula.benchmarks.tables import (
     start_up_table,
 )
 from nula.benchmarks.timing import interleaved, ratio
-from nula.weights import weights_sha256
+from nula.records.weights import weights_sha256
 
 MACHINES = ("AMD EPYC", "Intel(R) Xeon(R) Processor")
 

@@ -128,7 +128,7 @@ def test_ctrl_c_ends_with_130(nula, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nula.weights.load_model", interrupted)
+    monkeypatch.setattr("nula.records.weights.load_model", interrupted)
     assert nula("classify", CAT, "--model", MODEL)[0] == 130
 
 

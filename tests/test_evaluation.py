@@ -21,14 +21,16 @@ from transformers import (
 )
 
 from nula.configuration_nula import CIFAR10_LABELS
-from nula.dataset import Split
 from nula.evaluation import studies
 from nula.evaluation.__main__ import main
-from nula.evaluation.accuracy import Table, evaluate, partial_folder, predict, table_rows
+from nula.evaluation.claims import CLAIMS
 from nula.evaluation.classifiers import load_classifier, preprocessing
-from nula.evaluation.findings import CLAIMS
+from nula.evaluation.measuring import evaluate, partial_folder, predict, table_rows
 from nula.evaluation.monte_carlo import correct_draws, gap, noise_rows
-from nula.evaluation.statistics import (
+from nula.image_processing_nula import NulaImageProcessor
+from nula.model_card import figures
+from nula.perturbations.suite import ROWS
+from nula.records.statistics import (
     calibration,
     class_accuracies,
     confusion_matrix,
@@ -37,10 +39,8 @@ from nula.evaluation.statistics import (
     variance_ratio_interval,
     wilson_interval,
 )
-from nula.image_processing_nula import NulaImageProcessor
-from nula.model_card import figures
-from nula.perturbations.suite import ROWS
-from nula.weights import load_model, weights_sha256
+from nula.records.table import Table
+from nula.records.weights import load_model, weights_sha256
 
 
 def brightest_channel(pixels: torch.Tensor) -> torch.Tensor:
@@ -96,7 +96,7 @@ def test_logits_that_are_not_finite_are_refused(test_split):
 def test_two_processes_count_as_one(tmp_path, tiny_folder):
     """Blocks of 64 images, of which the last is shorter: 200 images are four blocks."""
     code = (
-        "import sys; from nula.evaluation import accuracy; accuracy.BLOCK = 64; "
+        "import sys; from nula.evaluation import measuring; measuring.BLOCK = 64; "
         "from nula.evaluation.__main__ import main; sys.argv[0] = 'evaluation'; main()"
     )
     (tmp_path / "blocks.py").write_text(code)
@@ -186,7 +186,7 @@ def test_an_interrupted_command_goes_on_after_the_last_finished_row(tiny_folder,
             raise KeyboardInterrupt
         return predict(*arguments)
 
-    monkeypatch.setattr("nula.evaluation.accuracy.predict", counted)
+    monkeypatch.setattr("nula.evaluation.measuring.predict", counted)
     handler = signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(SystemExit) as ended:
@@ -357,7 +357,7 @@ def test_the_interval_of_a_ratio_of_variances_covers_it():
 
 
 def test_every_realisation_is_another_and_the_same_for_every_model(test_split):
-    few = Split.of(test_split.images[:50], test_split.labels[:50])
+    few = test_split.first(50)
     seen = []
 
     def remember(pixels):

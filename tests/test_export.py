@@ -12,9 +12,9 @@ from conftest import ROOT
 
 from nula.configuration_nula import CIFAR10_LABELS
 from nula.evaluation.classifiers import load_classifier
-from nula.export import main
 from nula.image_processing_nula import normalize
-from nula.weights import load_model
+from nula.publishing.export import main
+from nula.records.weights import load_model
 
 MODEL = str(ROOT / "releases" / "v1")
 
@@ -23,7 +23,7 @@ MODEL = str(ROOT / "releases" / "v1")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "new"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["nula.export", "--model", MODEL, "--output", str(folder)])
+        patch.setattr("sys.argv", ["nula.publishing.export", "--model", MODEL, "--output", str(folder)])
         main()
     return folder
 
@@ -53,7 +53,7 @@ def test_labels_are_in_the_order_of_the_logits(tiny_folder, tmp_path, monkeypatc
     names = dict(enumerate(reversed(CIFAR10_LABELS)))
     config |= {"id2label": names, "label2id": {name: index for index, name in names.items()}}
     (tiny_folder / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr("sys.argv", ["nula.export", "--model", str(tiny_folder), "--output", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", ["nula.publishing.export", "--model", str(tiny_folder), "--output", str(tmp_path)])
     main()
     labels = json.loads(onnx.load(tmp_path / "nula.onnx").metadata_props[0].value)
     assert list(labels.values()) == list(CIFAR10_LABELS)
@@ -76,7 +76,7 @@ def test_torch_export(exported, sample, batch_size):
 
 def test_a_model_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "sys.argv", ["nula.export", "--model", str(tmp_path / "none"), "--output", str(tmp_path / "to")]
+        "sys.argv", ["nula.publishing.export", "--model", str(tmp_path / "none"), "--output", str(tmp_path / "to")]
     )
     with pytest.raises(SystemExit, match=r"error: there is no folder .*none here"):
         main()

@@ -9,14 +9,14 @@ import pytest
 from matplotlib.figure import Figure
 
 from nula.evaluation import findings as module
-from nula.evaluation.accuracy import Table
-from nula.evaluation.findings import FAILS, HOLDS, UNCLEAR, UNMEASURED, findings
+from nula.evaluation.claims import FAILS, HOLDS, UNCLEAR, UNMEASURED, findings
 from nula.evaluation.monte_carlo import row_name
 from nula.evaluation.studies import ALPHAS, INTERPOLATED, MEASURED_ANEW, OPERATORS, PATH_CONDITIONS, path_row
 from nula.model_card import figures, tables
 from nula.model_card.card import PICTURES
 from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES
 from nula.perturbations.suite import ROWS
+from nula.records.table import Table
 
 IMAGES, CLASSES = 400, 10
 TRUCK = 9

@@ -13,9 +13,9 @@ import pytest
 from conftest import CAT, ROOT, SAMPLE, run_without_nula
 from hub import Commit, Fault, Hub
 
-from nula.model_card import push as push_module
 from nula.model_card.card import repository_name
-from nula.model_card.push import PushRefused, check_payload, check_results
+from nula.publishing import hub as push_module
+from nula.publishing.hub import PushRefused, check_payload, check_results
 
 NAME = "owner/nula"
 QUICK = """
@@ -25,9 +25,9 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 # Not needed here, and they import torch.
-sys.modules["nula.weights"] = SimpleNamespace(weights_sha256=None)
+sys.modules["nula.records.weights"] = SimpleNamespace(weights_sha256=None)
 sys.modules["nula.model_card.tables"] = SimpleNamespace(VERSIONS=())
-from nula.model_card import push as module
+from nula.publishing import hub as module
 module.check_payload = lambda payload, golden: None  # a test of its own
 time.sleep = lambda seconds: None  # between attempts, ours and huggingface_hub's
 try:
@@ -255,7 +255,7 @@ def test_a_dry_run_says_what_would_change(hub, environment, small):
 
 
 def test_the_dry_run_of_a_release_changes_nothing(hub, environment, tmp_path):
-    command = [sys.executable, "-m", "nula.model_card.release", "v1", "--build", str(tmp_path / "build")]
+    command = [sys.executable, "-m", "nula.publishing.payload", "v1", "--build", str(tmp_path / "build")]
     command += ["--push", NAME, "--tag", "v9.0.0", "--base", "owner/other-v0", "--private", "--dry-run"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -297,7 +297,7 @@ def test_results_of_other_weights_are_refused_before_anything(hub, environment, 
     with pytest.raises(PushRefused, match=r"holds no golden\.npz"):
         check_results(releases)
     shutil.rmtree(results)
-    command = [sys.executable, "-m", "nula.model_card.release", "v1", "--releases", str(releases)]
+    command = [sys.executable, "-m", "nula.publishing.payload", "v1", "--releases", str(releases)]
     command += ["--build", str(tmp_path / "build"), "--push", NAME]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
@@ -345,7 +345,7 @@ processor.push_to_hub(theirs)
 @pytest.mark.parametrize("version", ["v0", "v1"])
 def test_a_release_is_pulled_at_its_commit_and_pushed_on(hub, environment, monkeypatch, tmp_path, version):
     name = f"owner/{repository_name(version)}"
-    command = [sys.executable, "-m", "nula.model_card.release", version, "--build", str(tmp_path / "build")]
+    command = [sys.executable, "-m", "nula.publishing.payload", version, "--build", str(tmp_path / "build")]
     done = subprocess.run(
         [*command, "--push", name, "--tag", "v1.0.0"], cwd=ROOT, env=environment, capture_output=True, text=True
     )

@@ -15,16 +15,17 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
-from nula.evaluation.accuracy import Table, evaluate, table_rows
+from nula.evaluation.claims import CLAIMS
 from nula.evaluation.classifiers import load_classifier
-from nula.evaluation.findings import CLAIMS
+from nula.evaluation.measuring import evaluate, table_rows
 from nula.image_processing_nula import NulaImageProcessor, normalize
 from nula.model_card.card import pictures, release_tag, render_card, widget_images, with_tables
-from nula.model_card.release import assemble
 from nula.model_card.tables import VERSIONS, compatibility_table, definitions_table, published, results_table
 from nula.modeling_nula import NulaForImageClassification
 from nula.perturbations.suite import ROWS
-from nula.weights import weights_sha256
+from nula.publishing.payload import assemble
+from nula.records.table import Table
+from nula.records.weights import weights_sha256
 
 CODE = {"configuration_nula.py", "modeling_nula.py", "image_processing_nula.py", "pipeline_nula.py"}
 PAYLOAD = CODE | {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}

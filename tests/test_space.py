@@ -17,10 +17,10 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from nula.image_processing_nula import NulaImageProcessor
 from nula.model_card.card import release_tag
-from nula.model_card.release import assemble
 from nula.perturbations.sampling import checkerboard, decimate, resize
 from nula.pipeline_nula import NulaImageClassificationPipeline
-from nula.weights import load_model
+from nula.publishing.payload import assemble
+from nula.records.weights import load_model
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")

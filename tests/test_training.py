@@ -22,13 +22,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.optim.swa_utils import AveragedModel
 
 from nula.configuration_nula import NulaConfig
-from nula.dataset import load_split
-from nula.evaluation.accuracy import Table
+from nula.data import load_split
 from nula.image_processing_nula import normalize
 from nula.modeling_nula import NulaForImageClassification
 from nula.perturbations.sampling import checkerboard, decimate
 from nula.perturbations.suite import ROWS
-from nula.provenance import command_again
+from nula.records.provenance import command_again
+from nula.records.table import Table
+from nula.records.weights import weights_sha256
 from nula.train import train_v0
 from nula.train.augmentation import crop_and_flip, perturb
 from nula.train.checkpoints import only_writer
@@ -36,7 +37,6 @@ from nula.train.launch import _writing
 from nula.train.loop import _check_agreement, batch_indices, run_seed, train
 from nula.train.optimizers import Muon, build_optimizers, build_scheduler, orthogonalize
 from nula.train.recipe import OPERATORS, V0, V1, Recipe
-from nula.weights import weights_sha256
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -345,7 +345,7 @@ import torch
 from pathlib import Path
 from accelerate import Accelerator
 from nula.configuration_nula import NulaConfig
-from nula.dataset import load_split
+from nula.data import load_split
 from nula.modeling_nula import NulaForImageClassification
 from nula.train.loop import train
 from nula.train.recipe import V0
@@ -367,7 +367,7 @@ with torch.no_grad():
 def test_memory_is_kept_on_a_cpu():
     code = """
 import resource, sys, torch
-from nula.launcher import keep_memory
+from nula.runtime.launcher import keep_memory
 if sys.argv[1] == "kept":
     keep_memory(torch.device("cpu"))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -700,14 +700,6 @@ def test_results_that_cannot_be_written_are_told_of(tiny_model, tmp_path):
     message = r"results could not be written .*; its checkpoint is whole: once that is mended"
     with pytest.raises(OSError, match=message), _writing(tmp_path):
         tiny_model.save_pretrained(tmp_path)
-
-
-def test_other_data_sets_are_refused(tmp_path):
-    from datasets import Dataset
-
-    Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match=r"needs columns img and label, has \['text'\]"):
-        load_split(str(tmp_path), "train")
 
 
 @pytest.mark.parametrize(("version", "recipe"), [("v0", V0), ("v1", V1)])

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from nula.dataset import CIFAR10
-from nula.evaluation.accuracy import Table
+from nula.data import CIFAR10
 from nula.model_card.tables import markdown_table
+from nula.records.table import Table
 from nula.train.loop import ARCHITECTURE
 
 FOLDER = Path(__file__).parent

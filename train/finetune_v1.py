@@ -3,9 +3,9 @@
 accelerate launch train/finetune_v1.py --v0 runs/v0 --output_dir runs/v1
 """
 
+from nula.records.weights import load_model
 from nula.train.launch import build_parser, prepare, run
 from nula.train.recipe import V1
-from nula.weights import load_model
 
 
 def main() -> None:

@@ -16,20 +16,20 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 
-from nula.cli import at_least
-from nula.dataset import CIFAR10, Split, load_split
-from nula.evaluation.accuracy import evaluate, table_rows
+from nula.data import CIFAR10, Split, load_split
 from nula.evaluation.classifiers import load_classifier
+from nula.evaluation.measuring import evaluate, table_rows
 from nula.image_processing_nula import NulaImageProcessor
-from nula.launcher import follow_launcher, keep_memory
-from nula.model_card.push import PushRefused
 from nula.modeling_nula import NulaForImageClassification
-from nula.provenance import command_again, device_name, library_versions, public_argument
-from nula.train.interruption import TrainingInterrupted
+from nula.publishing.hub import PushRefused
+from nula.publishing.run import check_before, publish
+from nula.records.provenance import command_again, device_name, library_versions, public_argument
+from nula.records.weights import weights_sha256
+from nula.runtime.arguments import assigned, at_least
+from nula.runtime.interruption import TrainingInterrupted
+from nula.runtime.launcher import follow_launcher, keep_memory
 from nula.train.loop import ARCHITECTURE, dynamo_backend, train
-from nula.train.publish import check_before, publish
 from nula.train.recipe import Recipe
-from nula.weights import weights_sha256
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
@@ -57,23 +57,6 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def changes(assignments: list[str], allowed: list[str], option: str) -> dict:
-    """["weight_decay=0.1"] to {"weight_decay": 0.1}; what is not JSON is a string, and a list becomes a tuple."""
-    result = {}
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        if not equals or name not in allowed:
-            raise SystemExit(
-                f"error: {option} {assignment}: must be FIELD=VALUE with FIELD one of {', '.join(allowed)}."
-            )
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
-        result[name] = tuple(value) if isinstance(value, list) else value
-    return result
-
-
 def run(
     model: NulaForImageClassification,
     recipe: Recipe,
@@ -93,7 +76,7 @@ def run(
     allowed = [field.name for field in fields(recipe) if field.name != "name"]
     try:
         initial = None if v0 is None else weights_sha256(v0)
-        recipe = replace(recipe, **changes(arguments.recipe, allowed, "--recipe"))
+        recipe = replace(recipe, **assigned(arguments.recipe, allowed, "--recipe"))
         with accelerator.main_process_first():  # the others find the data set cached
             data = load_split(arguments.dataset, "train")
         held_out = None

@@ -18,16 +18,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from nula.dataset import SIDE, Split
+from nula.data import SIDE, Split
 from nula.image_processing_nula import normalize
 from nula.modeling_nula import NulaForImageClassification
-from nula.provenance import device_name, speed_of
+from nula.records.provenance import device_name, speed_of
+from nula.runtime.interruption import Interruption, TrainingInterrupted
+from nula.runtime.speed import Clock, flops_of, peak_flops
 from nula.train.augmentation import crop_and_flip, perturb
 from nula.train.checkpoints import Progress, check_folder, load_checkpoint, only_writer, save_checkpoint
-from nula.train.interruption import Interruption, TrainingInterrupted
 from nula.train.optimizers import build_optimizers, build_scheduler
 from nula.train.recipe import OPERATORS, Recipe
-from nula.train.speed import Clock, flops_of, peak_flops
 
 TIMED_EVERY = 20  # steps between two that are timed in parts; on a GPU each part then waits for the one before
 LOGGED_EVERY = 10  # steps between two entries of a tracker

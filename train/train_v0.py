@@ -5,7 +5,8 @@ accelerate launch train/train_v0.py --output_dir runs/v0
 
 from nula.configuration_nula import NulaConfig
 from nula.modeling_nula import NulaForImageClassification
-from nula.train.launch import build_parser, changes, prepare, run
+from nula.runtime.arguments import assigned
+from nula.train.launch import build_parser, prepare, run
 from nula.train.loop import ARCHITECTURE
 from nula.train.recipe import V0
 
@@ -18,7 +19,7 @@ def main() -> None:
     arguments = parser.parse_args()
     accelerator = prepare(arguments)
     try:
-        config = NulaConfig(**changes(arguments.config, ARCHITECTURE, "--config"))
+        config = NulaConfig(**assigned(arguments.config, ARCHITECTURE, "--config"))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     run(NulaForImageClassification(config), V0, arguments, accelerator)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from nula.dataset import load_split
-from nula.model_card.push import PushRefused, check_hub, push
-from nula.model_card.release import assemble
+from nula.data import load_split
 from nula.perturbations.suite import DEFINITIONS_VERSION
-from nula.weights import weights_sha256
+from nula.publishing.hub import PushRefused, check_hub, push
+from nula.publishing.payload import assemble
+from nula.records.weights import weights_sha256
 
 # The variables by which a launcher tells a process of the others.
 LAUNCHER = ("ACCELERATE_", "TORCHELASTIC_", "MASTER_", "GROUP_", "ROLE_", "LOCAL_", "RANK", "WORLD_SIZE")

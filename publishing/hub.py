@@ -21,7 +21,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 
 from nula.model_card.tables import VERSIONS
 from nula.perturbations.suite import DEFINITIONS_VERSION
-from nula.weights import weights_sha256
+from nula.records.weights import weights_sha256
 
 ATTEMPTS = 5
 WEIGHTS = "Weights"  # key of what a PNG says of the weights behind it

@@ -1,6 +1,6 @@
 """Assemble the exact files of a Hub repository from a release, and push them.
 
-python -m nula.model_card.release v1 [--push owner/name [--tag v1.0.0] [--base owner/v0] [--private] [--dry-run]]
+python -m nula.publishing.payload v1 [--push owner/name [--tag v1.0.0] [--base owner/v0] [--private] [--dry-run]]
 """
 
 import argparse
@@ -12,9 +12,9 @@ from PIL import Image
 
 from nula.image_processing_nula import NulaImageProcessor
 from nula.model_card.card import pictures, release_tag, render_card, repository_name, widget_images
-from nula.model_card.push import PushRefused, changes, check_hub, check_payload, check_results, push
 from nula.model_card.tables import VERSIONS
-from nula.weights import load_model
+from nula.publishing.hub import PushRefused, changes, check_hub, check_payload, check_results, push
+from nula.records.weights import load_model
 
 
 def assemble(

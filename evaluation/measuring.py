@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from nula.dataset import Split
+from nula.data import Split
 from nula.perturbations.suite import ROWS
+from nula.records.table import Table
 
 BLOCK = 500  # images that share a generator, so that noise is the same for any number of processes
 
@@ -39,55 +40,6 @@ class Measurement:
 def table_rows(seed: int) -> list[Measurement]:
     """The twenty rows of the published table."""
     return [Measurement(name=row.name, apply=row.apply, seed=seed) for row in ROWS]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """The class predicted for each image in each row, and how that came about.
-
-    `predictions` uint8 (R, N) for `rows` with their noise `seeds`; `labels` uint8 (N,); `logits` float32
-    (R, N, classes), where they were kept.
-    """
-
-    rows: tuple[str, ...]
-    seeds: tuple[int, ...]
-    predictions: np.ndarray
-    labels: np.ndarray
-    provenance: dict
-    logits: np.ndarray | None = None
-
-    def accuracies(self) -> dict[str, float]:
-        """Row name to accuracy in percent."""
-        if len(set(self.rows)) < len(self.rows):
-            raise ValueError("the table measures a row more than once; its accuracies have no single value.")
-        correct = self.predictions == self.labels
-        return {row: 100 * float(share) for row, share in zip(self.rows, correct.mean(axis=1))}
-
-    def save(self, folder: Path) -> None:
-        """Write predictions.npz, provenance.json and, where there are logits, logits.npz."""
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(
-            folder / "predictions.npz",
-            rows=np.array(self.rows),
-            seeds=np.array(self.seeds),
-            predictions=self.predictions,
-            labels=self.labels,
-        )
-        (folder / "logits.npz").unlink(missing_ok=True)
-        if self.logits is not None:
-            np.savez_compressed(folder / "logits.npz", logits=self.logits)
-        (folder / "provenance.json").write_text(json.dumps(self.provenance, indent=2) + "\n")
-
-    @classmethod
-    def load(cls, folder: Path) -> "Table":
-        with np.load(folder / "predictions.npz") as stored:
-            arrays = {name: stored[name] for name in ("predictions", "labels")}
-            rows, seeds = tuple(stored["rows"].tolist()), tuple(stored["seeds"].tolist())
-        if (folder / "logits.npz").exists():
-            with np.load(folder / "logits.npz") as stored:
-                arrays["logits"] = stored["logits"]
-        provenance = json.loads((folder / "provenance.json").read_text())
-        return cls(rows=rows, seeds=seeds, provenance=provenance, **arrays)
 
 
 @torch.inference_mode()

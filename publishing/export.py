@@ -1,8 +1,8 @@
 """A release in forms that need neither this package nor transformers.
 
-python -m nula.export --model releases/v1 --output build/export writes nula.pt2 (torch.export) and nula.onnx. Both take
-`pixels`, float32 RGB of shape (B, 3, 32, 32) in [0, 1] for any B >= 1, and give `logits` (B, classes); normalisation is
-inside.
+`nula export --model releases/v1 --output build/export` writes nula.pt2 (torch.export) and nula.onnx. Both take
+`pixels`, float32 RGB of shape (B, 3, 32, 32) in [0, 1] for any B >= 1, and give `logits` (B, classes); normalisation
+is inside.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 import torch
 
-from nula.dataset import SIDE
+from nula.data import SIDE
 from nula.evaluation.classifiers import PixelClassifier, load_classifier
 
 
@@ -37,7 +37,7 @@ def export_onnx(classifier: PixelClassifier, program: torch.export.ExportedProgr
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m nula.export", description="Write a release as .pt2 and .onnx.")
+    parser = argparse.ArgumentParser(prog="nula export", description="Write a release as .pt2 and .onnx.")
     parser.add_argument("--model", required=True, help="Hub id, or folder of a release")
     parser.add_argument("--output", type=Path, required=True, help="folder for nula.pt2 and nula.onnx")
     arguments = parser.parse_args()

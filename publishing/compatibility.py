@@ -1,6 +1,6 @@
 """Whether the releases load by remote code on other versions of transformers, each in an environment of its own.
 
-python -m nula.model_card.compatibility writes releases/compatibility.json; it needs a package index.
+python -m nula.publishing.compatibility writes releases/compatibility.json; it needs a package index.
 """
 
 import argparse
@@ -10,10 +10,10 @@ import venv
 from pathlib import Path
 
 from nula.model_card.card import repository_name
-from nula.model_card.push import PushRefused, check_payload
-from nula.model_card.release import assemble
 from nula.model_card.tables import VERSIONS
-from nula.weights import weights_sha256
+from nula.publishing.hub import PushRefused, check_payload
+from nula.publishing.payload import assemble
+from nula.records.weights import weights_sha256
 
 # The oldest that remote code is meant for, the oldest that the package itself takes, and the newest there is.
 REQUIREMENTS = ("transformers==4.57.6", "transformers==5.3.0", "transformers>=5.3,<6")

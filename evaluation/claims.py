@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from nula.configuration_nula import CIFAR10_LABELS
-from nula.evaluation.accuracy import Table
 from nula.evaluation.monte_carlo import correct_draws, gap
-from nula.evaluation.statistics import flips, mcnemar_p, mean_interval, variance_ratio_interval
 from nula.evaluation.studies import ALPHAS, CLEAN, INTERPOLATED, NOISE, path_row
+from nula.records.statistics import flips, mcnemar_p, mean_interval, variance_ratio_interval
+from nula.records.table import Table
 
 HOLDS, FAILS, UNCLEAR, UNMEASURED = "holds", "does not hold", "too noisy to say", "not measured"
 FLAT = 0.1  # of noise's change of loss: what a structured operator's may be at most to be called flat

@@ -1,0 +1,1 @@
+"""What the files of a release say: weights, training, results and how they came about."""

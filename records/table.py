@@ -1,0 +1,139 @@
+"""The class predicted for each image under each perturbation, stored raw, and what is read off it by the row's name."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nula.configuration_nula import CIFAR10_LABELS
+from nula.records.statistics import wilson_interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What a classifier answered to each image under one perturbation.
+
+    `predictions` and `labels` are (N,) class indices; `logits` are float32 (N, classes), where they were kept.
+    """
+
+    name: str
+    seed: int
+    predictions: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray | None = None
+
+    @property
+    def right(self) -> np.ndarray:
+        """(N,) bool: which images were answered right."""
+        return np.asarray(self.predictions == self.labels)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers in percent."""
+        return 100 * float(self.right.mean())
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Return Wilson's interval of the accuracy, (low, high) in percent."""
+        low, high = wilson_interval(int(self.right.sum()), len(self.labels), confidence)
+        return 100 * low, 100 * high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The class predicted for each image in each row, and how that came about.
+
+    `predictions` (R, N) and `labels` (N,) are unsigned class indices, for `rows` with their noise `seeds`; `logits` are
+    float32 (R, N, classes), where they were kept.
+    """
+
+    rows: tuple[str, ...]
+    seeds: tuple[int, ...]
+    predictions: np.ndarray
+    labels: np.ndarray
+    provenance: dict[str, Any]
+    logits: np.ndarray | None = None
+
+    def __iter__(self) -> Iterator[Row]:
+        """Iterate over the rows, in the order they were measured in."""
+        for index, (name, seed) in enumerate(zip(self.rows, self.seeds)):
+            logits = None if self.logits is None else self.logits[index]
+            yield Row(name=name, seed=seed, predictions=self.predictions[index], labels=self.labels, logits=logits)
+
+    def row(self, name: str) -> Row:
+        """Return the one row called `name`.
+
+        Raises:
+            ValueError: no row has this name, or several have it.
+        """
+        found = self.realisations(name)
+        if len(found) > 1:
+            raise ValueError(f"the table measures {name!r} {len(found)} times, so that no single row has this name.")
+        return found[0]
+
+    def realisations(self, name: str) -> list[Row]:
+        """Return all rows called `name`, by ascending seed of their noise.
+
+        Raises:
+            ValueError: no row has this name.
+        """
+        found = sorted((row for row in self if row.name == name), key=lambda row: row.seed)
+        if not found:
+            raise ValueError(f"the table has no row {name!r}; its rows are {', '.join(dict.fromkeys(self.rows))}.")
+        return found
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names of the data; those of CIFAR-10, as all records are of that were made before names were kept."""
+        return tuple(self.provenance.get("dataset", {}).get("classes", CIFAR10_LABELS))
+
+    @property
+    def origin(self) -> tuple[str, int]:
+        """What must agree between results that are compared: hash of the images, version of the definitions."""
+        return self.provenance["dataset"]["sha256"], self.provenance["definitions_version"]
+
+    def same_cells(self, other: "Table") -> bool:
+        """Tell whether `other` has the same rows, seeds and labels."""
+        same_rows = (self.rows, self.seeds) == (other.rows, other.seeds)
+        return same_rows and np.array_equal(self.labels, other.labels)
+
+    def accuracies(self) -> dict[str, float]:
+        """Return the accuracy in percent of each row, by name.
+
+        Raises:
+            ValueError: a row was measured more than once.
+        """
+        return {name: self.row(name).accuracy for name in self.rows}
+
+    def save(self, folder: Path) -> None:
+        """Write predictions.npz, provenance.json and, where there are logits, logits.npz."""
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(
+            folder / "predictions.npz",
+            rows=np.array(self.rows),
+            seeds=np.array(self.seeds),
+            predictions=self.predictions,
+            labels=self.labels,
+        )
+        (folder / "logits.npz").unlink(missing_ok=True)
+        if self.logits is not None:
+            np.savez_compressed(folder / "logits.npz", logits=self.logits)
+        (folder / "provenance.json").write_text(json.dumps(self.provenance, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Table":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: the folder holds no table.
+        """
+        with np.load(folder / "predictions.npz") as stored:
+            arrays = {name: stored[name] for name in ("predictions", "labels")}
+            rows, seeds = tuple(stored["rows"].tolist()), tuple(stored["seeds"].tolist())
+        if (folder / "logits.npz").exists():
+            with np.load(folder / "logits.npz") as stored:
+                arrays["logits"] = stored["logits"]
+        provenance = json.loads((folder / "provenance.json").read_text())
+        return cls(rows=rows, seeds=seeds, provenance=provenance, **arrays)

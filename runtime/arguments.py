@@ -1,0 +1,38 @@
+"""Types and forms of command-line arguments that several commands share."""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Make the type of an argument that must be an integer of at least `least`."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least {least}")
+        return int(text)
+
+    return number
+
+
+def assigned(assignments: list[str], allowed: Sequence[str], option: str) -> dict[str, Any]:
+    """Read ["weight_decay=0.1"] as {"weight_decay": 0.1}.
+
+    A value that is not JSON is a string, and a list becomes a tuple. An assignment of another form, or of a field that
+    is not allowed, ends the program with a message that names `option`.
+    """
+    result = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or name not in allowed:
+            raise SystemExit(
+                f"error: {option} {assignment}: must be FIELD=VALUE with FIELD one of {', '.join(allowed)}."
+            )
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        result[name] = tuple(value) if isinstance(value, list) else value
+    return result
