@@ -88,6 +88,11 @@ class Split:
         )
 
 
+def to_pixels(images: torch.Tensor) -> torch.Tensor:
+    """Turn bytes, uint8 (N, H, W, 3), into pixels, float32 (N, 3, H, W) in [0, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 255
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
     """Where the images of a run or a study come from.
