@@ -31,7 +31,9 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from nula.image_processing_nula import NulaImageProcessor
 from nula.modeling_nula import NulaForImageClassification
-from nula.pipeline_nula import NulaImageClassificationPipeline, certify, image_files
+from nula.pipeline_nula import NulaImageClassificationPipeline
+from nula.reading_nula import image_files
+from nula.smoothing_nula import certify
 
 
 @pytest.fixture(scope="module")

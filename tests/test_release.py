@@ -26,7 +26,9 @@ from nula.modeling_nula import NulaForImageClassification
 from nula.perturbations.suite import ROWS
 from nula.weights import weights_sha256
 
-CODE = {"configuration_nula.py", "modeling_nula.py", "image_processing_nula.py", "pipeline_nula.py"}
+CODE = {
+    f"{name}_nula.py" for name in ("configuration", "modeling", "image_processing", "pipeline", "reading", "smoothing")
+}
 PAYLOAD = CODE | {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
 RELEASES = ROOT / "releases"
 
@@ -63,6 +65,7 @@ def test_the_payload_holds_its_files_and_the_released_weights(payload):
     assert config["architectures"] == ["NulaForImageClassification"]
     assert config["auto_map"] == {
         "AutoConfig": "configuration_nula.NulaConfig",
+        "AutoModel": "modeling_nula.NulaModel",
         "AutoModelForImageClassification": "modeling_nula.NulaForImageClassification",
     }
     assert config["custom_pipelines"]["image-classification"] == {
