@@ -1,6 +1,5 @@
 """Configuration of NULA, an anti-aliased residual CNN for 32x32 RGB images."""
 
-import os
 from numbers import Integral, Real
 from typing import Any
 
@@ -76,19 +75,18 @@ class NulaConfig(PretrainedConfig):
         )
         super().__init__(**kwargs)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save the configuration; where it names code of another repository, it names the code saved beside it."""
-        self.auto_map = {name: _without_repository(reference) for name, reference in self.auto_map.items()}
-        self.custom_pipelines = {
-            task: {**settings, "impl": _without_repository(settings["impl"])}
-            for task, settings in self.custom_pipelines.items()
-        }
-        super().save_pretrained(save_directory, **kwargs)
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields, as they are saved: with the code that is saved beside them, in place of a repository's."""
+        fields = super().to_dict()
+        fields["auto_map"] = {name: _without_repository(code) for name, code in fields["auto_map"].items()}
+        for pipeline in fields["custom_pipelines"].values():
+            pipeline["impl"] = _without_repository(pipeline["impl"])
+        return fields
 
 
-def _without_repository(reference: str) -> str:
+def _without_repository(code: str) -> str:
     """module.Class of owner/name--module.Class."""
-    return reference.rpartition("--")[2]
+    return code.rpartition("--")[2]
 
 
 def require_integer(name: str, value: Any, minimum: int) -> int:
