@@ -13,6 +13,7 @@ PACKAGES = {"torch", "transformers", "numpy", "PIL"}  # that may be imported who
 FROM_PACKAGES = {  # module to what is imported from it; anything else is refused
     "PIL": {"Image", "ImageOps"},
     "torch": {"nn"},
+    "torch.func": {"functional_call"},
     "torch.nn": {"functional"},
     "torch.utils.data": {"Dataset", "IterableDataset"},
     "transformers": {"ImageClassificationPipeline", "PreTrainedModel", "PretrainedConfig"},
