@@ -212,6 +212,8 @@ class NulaForImageClassification(NulaPreTrainedModel):
                 "NulaForImageClassification gives each image one of at least two labels; got "
                 f"num_labels={config.num_labels}, problem_type={config.problem_type!r}."
             )
+        # Whoever names other classes by `id2label` alone would otherwise save the old names beside the new ones.
+        config.label2id = {label: index for index, label in config.id2label.items()}
         self.nula = NulaModel(config)
         self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels)
         self.post_init()
