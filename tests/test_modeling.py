@@ -245,7 +245,8 @@ pipeline("image-classification", model=name, trust_remote_code=True).save_pretra
 print(json.dumps(found))
 """
 LOAD = """
-print(json.dumps(features(*sys.argv[1:])[-1]))
+*names, path = sys.argv[1:]
+print(json.dumps([features(name, path)[-1] for name in names]))
 """
 HEAD = ["classifier.bias", "classifier.weight"]
 
@@ -260,15 +261,11 @@ def test_auto_model_gives_the_features_of_every_copy(payload, tmp_path):
     assert np.shape(by_model) == (1, 496)
     assert by_model == by_pipeline == by_classifier
     assert original["reports"] == [[[], HEAD], [[], []]]
-    for name in ("classifier", "pipeline"):
-        assert auto_map(tmp_path / name) == auto_map(payload)
-        assert json.loads(run_without_nula(FEATURES + LOAD, tmp_path, tmp_path / name, CAT)) == original
-    for name in ("bare", "extractor"):
-        assert auto_map(tmp_path / name) == auto_map(payload)
-        assert json.loads(run_without_nula(FEATURES + LOAD, tmp_path, tmp_path / name, CAT)) == {
-            "features": original["features"],
-            "reports": [[[], []], [HEAD, []]],
-        }
+    folders = [tmp_path / name for name in ("classifier", "pipeline", "bare", "extractor")]
+    copies = json.loads(run_without_nula(FEATURES + LOAD, tmp_path, *folders, CAT))
+    without_head = original | {"reports": [[[], []], [HEAD, []]]}
+    assert copies == [original, original, without_head, without_head]
+    assert [auto_map(folder) for folder in folders] == [auto_map(payload)] * 4
 
 
 FINE_TUNE = """
@@ -298,11 +295,11 @@ def test_auto_model_loads_a_copy_that_was_pushed_from_the_hub_alone(payload, tmp
         for key, value in {**names, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}.items():
             monkeypatch.setenv(key, value)
         run_without_nula(UPLOAD, tmp_path, bare, "owner/ours")
-        released = json.loads(run_without_nula(FEATURES + LOAD, tmp_path, "owner/ours", CAT))
+        [released] = json.loads(run_without_nula(FEATURES + LOAD, tmp_path, "owner/ours", CAT))
         run_without_nula(FINE_TUNE, tmp_path, "owner/ours", "owner/theirs")
         del hub.repositories["owner/ours"]
         shutil.rmtree(os.environ["HF_HOME"])
-        tuned = json.loads(run_without_nula(FEATURES + LOAD, tmp_path, "owner/theirs", CAT))
+        [tuned] = json.loads(run_without_nula(FEATURES + LOAD, tmp_path, "owner/theirs", CAT))
     assert released["reports"] == tuned["reports"] == [[[], HEAD], [[], []]]
     by_model, by_pipeline, by_classifier = tuned["features"]
     assert by_model == by_pipeline == by_classifier
