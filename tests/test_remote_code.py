@@ -136,6 +136,11 @@ def openers(tree: ast.Module) -> set[str]:
     return found
 
 
+def test_all_code_that_travels_is_read(payload):
+    assert {file.name for file in payload.rglob("*.py")} == set(FILES)
+    assert {file.name for file in ROOT.glob("*_nula.py")} == set(FILES)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_only_known_packages_and_each_other_are_imported(name):
     assert imported(tree_of(name)) == set()
