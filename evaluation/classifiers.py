@@ -55,6 +55,7 @@ class PixelClassifier(nn.Module):
     def __init__(self, loaded: Loaded, classes: ClassMatch, perturb_at: str = AT_DATA):
         super().__init__()
         self.model, self.processing, self.classes = loaded.model, loaded.processing, classes
+        self.labels = loaded.labels  # of the model's outputs
         self.kind, self.differentiable, self.perturb_at = loaded.kind, loaded.differentiable, perturb_at
 
     @property

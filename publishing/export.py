@@ -41,10 +41,11 @@ def write_forms(model: str, folder: Path) -> PixelClassifier:
         OSError, ValueError: the model cannot be loaded, or the files cannot be written.
     """
     classifier = load_classifier(model, None, torch.device("cpu"))
+    if not classifier.differentiable or classifier.labels is None:
+        raise ValueError(f"{model} ({classifier.kind}) is no torch model; give a folder or Hub id of weights.")
     folder.mkdir(parents=True, exist_ok=True)
     program = export_program(classifier, folder / "nula.pt2")
-    config = classifier.model.config
-    export_onnx(program, [config.id2label[index] for index in range(config.num_labels)], folder / "nula.onnx")
+    export_onnx(program, classifier.labels, folder / "nula.onnx")
     return classifier
 
 
