@@ -46,9 +46,11 @@ def _bilinear_round_trips(length: int, device: torch.device) -> torch.Tensor:
 
 
 def decimate(pixels: torch.Tensor, factor: int = 2) -> torch.Tensor:
-    """Keep every `factor`-th row and column with no smoothing, and repeat each kept pixel; sides divisible by it."""
+    """Keep every `factor`-th row and column with no smoothing, and repeat each kept pixel, up to the image's border."""
+    height, width = pixels.shape[-2:]
     kept = pixels[..., ::factor, ::factor]
-    return kept.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1).clamp(0, 1)
+    repeated = kept.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+    return repeated[..., :height, :width].clamp(0, 1)
 
 
 def checkerboard(pixels: torch.Tensor, epsilon: float | torch.Tensor) -> torch.Tensor:
