@@ -193,8 +193,8 @@ def _check_held_out(parent: Parent, data: Split) -> None:
     record = Path(parent.source) / "training.json"
     if not record.is_file() or json.loads(record.read_text())["dataset"]["sha256"] != data.fingerprint:
         raise ValueError(
-            f"{parent.source} is not known to be trained without the images of --validation_images; train it with the "
-            "same option, and give its folder."
+            f"{parent.option} {parent.source} is not known to be trained without the images of --validation_images; "
+            "train it with the same option, and give its folder."
         )
 
 

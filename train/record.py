@@ -118,9 +118,8 @@ def _summary(inputs: RunInputs, name: str) -> str:
     if parent is not None and parent.head == NEW:
         parts.append("with a new head")
     if inputs.changed_fields:
-        parts.append(
-            f"by the recipe of {version.recipe.name} with another {' and another '.join(inputs.changed_fields)}"
-        )
+        changed = " and another ".join(inputs.changed_fields)
+        parts.append(f"by the recipe of {version.recipe.name} with another {changed}")
     if settings.max_steps is not None:
         parts.append(f"for at most {settings.max_steps:,} steps")
     return ", ".join(parts) + "."

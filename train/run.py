@@ -81,8 +81,8 @@ class StepStatus:
 class Run:
     """The training of one model, by one recipe, on one data set.
 
-    A run begins by `start` or goes on by `resume`. Then `step` trains on one batch, `end_epoch` is called after the last
-    one of each epoch, and `save` keeps the state. `finish` returns the model and the log.
+    A run begins by `start` or goes on by `resume`. Then `step` trains on one batch, `end_epoch` ends an epoch after its
+    last step, and `save` keeps the state. `finish` returns the model and the log.
 
     Args:
         model: trained in place.

@@ -23,12 +23,14 @@ class Parent:
     """The trained weights that a run starts from.
 
     Args:
+        option: of the command line, that names them.
         source: folder or Hub id.
         name: of the release that they are.
         weights_sha256: SHA-256 of the weights.
         head: what became of their head: "kept", "reordered" or "new".
     """
 
+    option: str
     source: str
     name: str
     weights_sha256: str
@@ -101,7 +103,7 @@ class FromWeights:
         source: str = arguments.start
         try:
             model, digest = load_model(source), weights_sha256(source)
-            return partial(_start_from, model, Parent(source, release_name(source), digest, KEPT))
+            return partial(_start_from, model, Parent(self.option, source, release_name(source), digest, KEPT))
         except (ValueError, OSError) as error:
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(f"{self.option} {source}: {error}") from error
