@@ -25,7 +25,7 @@ from nula.records.weights import load_model, weights_sha256
 from nula.train import finetune_v1, train_v0
 from nula.train.augmentation import crop_and_flip, perturb
 from nula.train.recipe import V0, Version
-from nula.train.record import RunInputs, release_of
+from nula.train.record import RunInputs, TrainingData, release_of
 from nula.train.run import RunSettings
 from nula.train.start import FromWeights, Parent, Start, match_classes, release_name
 
@@ -251,7 +251,9 @@ def test_a_release_says_what_is_true_of_its_run(version: Version, parent, change
     data = Split(torch.zeros(3, 32, 32, 3), torch.zeros(3), CIFAR10_LABELS, CIFAR10_FINGERPRINTS["train"])
     start = Start(torch.nn.Module(), parent and Parent("--v0", f"runs/{parent}", parent, "", "kept"))
     settings = RunSettings(recipe=replace(version.recipe, **changes), output_dir=Path("run"))
-    release = release_of(RunInputs(version, settings, start, DataSource(dataset="/data/cifar10"), data), None)
+    release = release_of(
+        RunInputs(version, settings, start, TrainingData(DataSource(dataset="/data/cifar10"), data)), None
+    )
     assert (release.name, release.parent, release.published) == (version.recipe.name, parent, published)
     assert release.summary == summary
     assert (release.color, release.script) == (version.color, version.script)

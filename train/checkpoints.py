@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -73,7 +74,7 @@ def last_checkpoint(checkpoint: Path) -> Path:
     return checkpoint if checkpoint.is_dir() else previous
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path, identity: dict) -> None:
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, identity: dict[str, Any]) -> None:
     """Go on from the last checkpoint.
 
     Raises:
@@ -107,7 +108,7 @@ def _readable(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def save_checkpoint(accelerator: Accelerator, checkpoint: Path, identity: dict) -> None:
+def save_checkpoint(accelerator: Accelerator, checkpoint: Path, identity: dict[str, Any]) -> None:
     """Write beside the old checkpoint and swap: a run that dies while saving keeps one that is whole.
 
     `identity` is what must not change when the run is resumed. If any process fails to write, as on a full disk, all

@@ -23,7 +23,7 @@ from nula.runtime.interruption import TrainingInterrupted
 from nula.runtime.launcher import follow_launcher, keep_memory
 from nula.train.loop import train
 from nula.train.recipe import Version
-from nula.train.record import RunInputs, release_of, training_record
+from nula.train.record import RunInputs, TrainingData, release_of, training_record
 from nula.train.run import RunSettings
 from nula.train.start import NEW, REORDERED, Initialization, Parent
 
@@ -100,7 +100,9 @@ def start_accelerator(arguments: argparse.Namespace) -> Accelerator:
     accelerator = Accelerator(log_with=arguments.report_to, project_dir=arguments.output_dir)
     keep_memory(accelerator.device)
     if arguments.push_to_hub and accelerator.is_main_process:
-        _check_push(arguments)
+        from nula.publishing.run import check_before  # training alone needs nothing of publishing
+
+        check_before(arguments.hub_model_id, arguments.hub_tag, arguments.hub_private_repo)
     return accelerator
 
 
@@ -121,16 +123,16 @@ def gather_inputs(
         max_steps=arguments.max_steps,
         checkpoint_steps=arguments.checkpoint_steps,
     )
-    source, held_out = DataSource.of(arguments), None
+    source = DataSource.of(arguments)
     with accelerator.main_process_first():  # the others find the data set cached
-        data = source.train(arguments.image_size)
-    if arguments.validation_images:
-        data, held_out = data.part_off(arguments.validation_images)
+        split = source.train(arguments.image_size)
+    held_out = arguments.validation_images
+    data = TrainingData(source, *(split.part_off(held_out) if held_out else (split,)))
     set_seed(arguments.seed)  # of weights that are drawn
-    start = make_start(data.names)
-    if held_out is not None and start.parent is not None:
-        _check_held_out(start.parent, data)
-    return RunInputs(version, settings, start, source, data, held_out)
+    start = make_start(split.names)
+    if held_out and start.parent is not None:
+        _check_held_out(start.parent, data.train)
+    return RunInputs(version, settings, start, data)
 
 
 def train_and_record(inputs: RunInputs, arguments: argparse.Namespace, accelerator: Accelerator) -> None:
@@ -139,7 +141,7 @@ def train_and_record(inputs: RunInputs, arguments: argparse.Namespace, accelerat
     Raises:
         As `train` says, and OSError: the results cannot be written.
     """
-    output_dir, data, model = inputs.settings.output_dir, inputs.data, inputs.start.model
+    output_dir, data, model = inputs.settings.output_dir, inputs.data.train, inputs.start.model
     parameters = sum(parameter.numel() for parameter in model.parameters())
     accelerator.print(
         f"{inputs.settings.recipe.name}: {parameters:,} parameters, {len(data.labels):,} images, "
@@ -152,7 +154,7 @@ def train_and_record(inputs: RunInputs, arguments: argparse.Namespace, accelerat
         with _writing(output_dir):
             _save(trained, arguments.image_size, output_dir)
     accelerator.wait_for_everyone()
-    measured = None if inputs.held_out is None else _measure(output_dir, inputs.held_out, accelerator)
+    measured = None if inputs.data.held_out is None else _measure(output_dir, inputs.data.held_out, accelerator)
     if accelerator.is_main_process:
         record = training_record(inputs, log, accelerator)
         if measured is not None:
@@ -205,18 +207,6 @@ def _measure(folder: Path, data: Split, accelerator: Accelerator) -> dict[str, f
     return {row: round(accuracy, 2) for row, accuracy in accuracies.items()}
 
 
-def _check_push(arguments: argparse.Namespace) -> None:
-    """SystemExit where a push at the end of the run is bound to fail, so that it is known before the run."""
-    from nula.publishing.hub import PushRefused, Target, check_hub  # training alone needs nothing of publishing
-
-    if arguments.hub_model_id is None:
-        raise SystemExit("error: --push_to_hub needs --hub_model_id owner/name.")
-    try:
-        check_hub(Target(arguments.hub_model_id, arguments.hub_tag, arguments.hub_private_repo))
-    except PushRefused as error:
-        raise SystemExit(f"error: --push_to_hub: {error}") from error
-
-
 def _push(inputs: RunInputs, arguments: argparse.Namespace, accelerator: Accelerator) -> str:
     """Measure the run, write its card, push it, and return the URL of the commit; SystemExit where that fails."""
     from nula.publishing.hub import PushRefused, Target
@@ -225,7 +215,8 @@ def _push(inputs: RunInputs, arguments: argparse.Namespace, accelerator: Acceler
     output_dir, parent = inputs.settings.output_dir, inputs.start.parent
     target = Target(arguments.hub_model_id, arguments.hub_tag, arguments.hub_private_repo)
     try:
-        return publish(output_dir, inputs.source, target, accelerator.device, parent and parent.source)
+        start = None if parent is None else parent.source
+        return publish(output_dir, inputs.data.source, target, accelerator.device, start)
     except (PushRefused, subprocess.CalledProcessError) as error:
         raise SystemExit(
             f"error: {error} The run is in {output_dir}; the same command with --resume pushes."

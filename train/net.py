@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,7 +46,7 @@ def architecture(config: NulaConfig) -> dict[str, object]:
     return {field: getattr(config, field) for field in ARCHITECTURE}
 
 
-def label_maps(names: Iterable[str]) -> dict[str, dict]:
+def label_maps(names: Iterable[str]) -> dict[str, Any]:
     """Return the fields of NulaConfig that hold the names of the classes: id2label and label2id."""
     id2label = dict(enumerate(names))
     return {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}

@@ -1,6 +1,7 @@
 """Muon for convolutions, AdamW for the rest, and the schedule of both."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, SequentialLR
@@ -33,7 +34,9 @@ class Muon(torch.optim.Optimizer):
             takes that. Weights and momentum stay as they are.
     """
 
-    def __init__(self, parameters, lr: float, rms: float, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self, parameters: Iterable[torch.nn.Parameter], lr: float, rms: float, dtype: torch.dtype = torch.float32
+    ):
         super().__init__(parameters, {"lr": lr, "rms": rms, "dtype": dtype})
 
     @torch.no_grad()

@@ -49,7 +49,7 @@ class Recipe:
     resize_scale: tuple[float, float]  # U(low, high) per image, bilinear down and up
     checkerboard_epsilon: tuple[float, float] = (0.0, 0.1)  # U(low, high); to twice the worst row: trial epsilon-20
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         def require(field: str, allowed: str, holds: Callable[[Any], bool]) -> None:
             value = getattr(self, field)
             if not holds(value):

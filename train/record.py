@@ -15,7 +15,22 @@ from nula.records.weights import weights_sha256
 from nula.train.net import architecture
 from nula.train.recipe import Version
 from nula.train.run import RunSettings, dynamo_backend
-from nula.train.start import NEW, Start
+from nula.train.start import NEW, Parent, Start
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The images of a run.
+
+    Args:
+        source: where they come from.
+        train: that it is trained on.
+        held_out: of the same split, that it is measured on at the end.
+    """
+
+    source: DataSource
+    train: Split
+    held_out: Split | None = None
 
 
 @dataclass(frozen=True)
@@ -26,17 +41,13 @@ class RunInputs:
         version: that its script trains; `settings.recipe` may differ from its recipe.
         settings: of the run.
         start: the model that it started with, and where the weights came from.
-        source: where its images come from.
-        data: the images that it is trained on.
-        held_out: images of the same split that it is measured on at the end.
+        data: the images.
     """
 
     version: Version
     settings: RunSettings
     start: Start
-    source: DataSource
-    data: Split
-    held_out: Split | None = None
+    data: TrainingData
 
     @property
     def changed_fields(self) -> list[str]:
@@ -48,29 +59,29 @@ class RunInputs:
     def is_as_published(self) -> bool:
         """Whether it is the whole of the version's recipe on the training images of CIFAR-10."""
         whole = not self.changed_fields and self.settings.max_steps is None
-        return whole and self.data.fingerprint == CIFAR10_FINGERPRINTS["train"]
+        return whole and self.data.train.fingerprint == CIFAR10_FINGERPRINTS["train"]
 
 
 def training_record(inputs: RunInputs, log: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
     """Return what training.json says of a run whose weights have been saved."""
-    settings, model, data, parent = inputs.settings, inputs.start.model, inputs.data, inputs.start.parent
+    settings, model, data, parent = inputs.settings, inputs.start.model, inputs.data.train, inputs.start.parent
     return {
         "weights_sha256": weights_sha256(settings.output_dir),
         "recipe": asdict(settings.recipe),
         "architecture": architecture(model.config),
         "command": command_again("accelerate launch", sys.argv),
-        "initial_weights_sha256": parent and parent.weights_sha256,
-        "head": parent and parent.head,
+        "initial_weights_sha256": None if parent is None else parent.weights_sha256,
+        "head": None if parent is None else parent.head,
         "seed": settings.seed,
         "max_steps": settings.max_steps,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dataset": {
-            "name": public_argument(inputs.source.dataset),
-            "split": inputs.source.train_split,
+            "name": public_argument(inputs.data.source.dataset),
+            "split": inputs.data.source.train_split,
             "images": len(data.labels),
             "sha256": data.fingerprint,
             "classes": list(data.names),
-            "image_size": data.size and data.size[0],
+            "image_size": data.images[0].shape[0],
         },
         **log,
         "hardware": _hardware(accelerator),
@@ -92,7 +103,7 @@ def release_of(inputs: RunInputs, hub_id: str | None) -> Release:
         name=name,
         folder=folder,
         results=Results(folder / "results"),
-        parent=parent and parent.name,
+        parent=None if parent is None else parent.name,
         hub_id=hub_id or f"local/nula-{name}",
         published=version.published if inputs.is_as_published else None,
         summary=_summary(inputs, name),
@@ -104,17 +115,17 @@ def release_of(inputs: RunInputs, hub_id: str | None) -> Release:
 
 def _summary(inputs: RunInputs, name: str) -> str:
     """The version's own sentence where it is true of the run, else one on what was done."""
-    version, settings, parent, data = inputs.version, inputs.settings, inputs.start.parent, inputs.data
-    expected = parent is None if version.parent is None else _is_called(version.parent, parent and parent.name)
-    if inputs.is_as_published and expected:
+    version, settings, parent, data = inputs.version, inputs.settings, inputs.start.parent, inputs.data.train
+    if inputs.is_as_published and _is_called(version.parent, parent):
         return version.summary
     begin = "trained from scratch" if parent is None else f"fine-tuned from {parent.name}"
     parts = [
-        f"{name} is {begin} on {len(data.labels):,} images of {public_argument(inputs.source.dataset)}, "
+        f"{name} is {begin} on {len(data.labels):,} images of {public_argument(inputs.data.source.dataset)}, "
         f"of {len(data.names)} classes"
     ]
-    if data.size != (SIDE, SIDE):
-        parts.append("at {}×{} pixels".format(*data.size))
+    side = data.images[0].shape[0]
+    if side != SIDE:
+        parts.append(f"at {side}×{side} pixels")
     if parent is not None and parent.head == NEW:
         parts.append("with a new head")
     if inputs.changed_fields:
@@ -125,9 +136,9 @@ def _summary(inputs: RunInputs, name: str) -> str:
     return ", ".join(parts) + "."
 
 
-def _is_called(name: str, found: str | None) -> bool:
-    """Whether a release or its repository is called `name`, such as "nula-cifar10-robust-v0" is "v0"."""
-    return found is not None and found.rpartition("-")[2] == name
+def _is_called(name: str | None, parent: Parent | None) -> bool:
+    """Whether a parent or its repository is called `name`, such as "nula-cifar10-robust-v0" is "v0"; both may be None."""
+    return (None if parent is None else parent.name.rpartition("-")[2]) == name
 
 
 def _hardware(accelerator: Accelerator) -> dict[str, Any]:

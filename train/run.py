@@ -104,7 +104,7 @@ class Run:
         total = self.recipe.epochs * self.steps_per_epoch
         self.last = total if settings.max_steps is None else min(settings.max_steps, total)
         self.progress, self.interruption = Progress(), Interruption()
-        self._images, self._labels = data.images.to(self.device), data.labels.to(self.device)
+        self._images, self._labels = _square_images(data).to(self.device), data.labels.to(self.device)
         self._dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
         self._prepare(model.to(self.device, memory_format=torch.channels_last), data.fingerprint)
         self._draws = run_seed(self.recipe, settings.seed)
@@ -115,7 +115,7 @@ class Run:
 
     def _prepare(self, model: NulaForImageClassification, fingerprint: str) -> None:
         """Make optimisers, schedules and the mean over cycles, and hand to accelerate what it wraps and keeps."""
-        self.flops = _training_flops(model, self._images.shape[1:3])
+        self.flops = _training_flops(model, self._images.shape[1])
         optimizers = build_optimizers(model, self.recipe, self._dtype)
         self._schedulers = [build_scheduler(optimizer, self.recipe, self.steps_per_epoch) for optimizer in optimizers]
         self._averaged = AveragedModel(model, use_buffers=True)
@@ -251,7 +251,7 @@ class Run:
 
     @property
     def _learning_rate(self) -> float:
-        return self._schedulers[0].get_last_lr()[0]
+        return float(self._schedulers[0].get_last_lr()[0])
 
     def _check_folder(self, resume: bool) -> None:
         weights_bytes = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
@@ -310,11 +310,9 @@ def _check_setting(data: Split, accelerator: Accelerator, recipe: Recipe) -> Non
         raise ValueError(f"{count} images are fewer than one batch of {recipe.batch_size}.")
     if accelerator.mixed_precision == "fp16":
         raise ValueError("mixed precision fp16 is not supported, as two optimisers would share its scaler; take bf16.")
-    if data.size is None or data.size[0] != data.size[1]:
-        sizes = "several sizes" if data.size is None else f"{data.size[0]}x{data.size[1]} pixels"
-        raise ValueError(f"the training images are of {sizes}; load them with an image_size, for one square size.")
-    if recipe.crop_padding >= data.size[0]:
-        allowed = f"an integer 0 to {data.size[0] - 1}"
+    side = _square_images(data).shape[1]
+    if recipe.crop_padding >= side:
+        allowed = f"an integer 0 to {side - 1}"
         raise ValueError(f"recipe {recipe.name!r}: crop_padding is {recipe.crop_padding}, must be {allowed}.")
     occurring = data.labels.unique().tolist()
     if len(occurring) == 1:
@@ -322,9 +320,17 @@ def _check_setting(data: Split, accelerator: Accelerator, recipe: Recipe) -> Non
         raise ValueError(f"all {count} training images are of the class {name!r}; at least two classes must occur.")
 
 
-def _training_flops(model: NulaForImageClassification, size: tuple[int, int]) -> int:
-    """Floating-point operations of the network on one image of `size`, forward and backward."""
-    pixels = torch.zeros(1, model.config.num_channels, *size, device=model.device)
+def _square_images(data: Split) -> torch.Tensor:
+    """The images as one array (N, H, H, 3); ValueError where they are not of one square size."""
+    if isinstance(data.images, list) or data.images.shape[1] != data.images.shape[2]:
+        shape = "several sizes" if isinstance(data.images, list) else "one size that is not square"
+        raise ValueError(f"the training images are of {shape}; load them with an image_size, for one square size.")
+    return data.images
+
+
+def _training_flops(model: NulaForImageClassification, side: int) -> int:
+    """Floating-point operations of the network on one image of `side` pixels a side, forward and backward."""
+    pixels = torch.zeros(1, model.config.num_channels, side, side, device=model.device)
     training = model.training
     model.eval()  # batch statistics must not see these pixels
     flops = flops_of(lambda: model(pixels).logits.sum().backward())
