@@ -335,9 +335,10 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(uninterrupted, 
         save_checkpoint(*arguments)
         signal.raise_signal(number)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nula.train.run.save_checkpoint", save_and_ask)
-        run_here(tmp_path)
+        with pytest.raises(SystemExit) as stopped:
+            run_here(tmp_path)
     output = capsys.readouterr().out
     assert stopped.value.code == 128 + number, output
     step = int(re.search(r"interrupted after step (\d+) of 15; the same command with --resume", output).group(1))

@@ -154,7 +154,9 @@ def train_and_record(inputs: RunInputs, arguments: argparse.Namespace, accelerat
         with _writing(output_dir):
             _save(trained, arguments.image_size, output_dir)
     accelerator.wait_for_everyone()
-    measured = None if inputs.data.held_out is None else _measure(output_dir, inputs.data.held_out, accelerator)
+    measured = (
+        None if inputs.data.held_out is None else _validation_accuracies(output_dir, inputs.data.held_out, accelerator)
+    )
     if accelerator.is_main_process:
         record = training_record(inputs, log, accelerator)
         if measured is not None:
@@ -200,7 +202,7 @@ def _check_held_out(parent: Parent, data: Split) -> None:
         )
 
 
-def _measure(folder: Path, data: Split, accelerator: Accelerator) -> dict[str, float]:
+def _validation_accuracies(folder: Path, data: Split, accelerator: Accelerator) -> dict[str, float]:
     """Accuracy in percent of the saved model under every row of the table, measured by all processes together."""
     classifier = load_classifier(str(folder), data.names, accelerator.device)
     accuracies = evaluate(classifier, data, table_rows(seed=0), accelerator, provenance={}).accuracies()

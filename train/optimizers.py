@@ -36,7 +36,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self, parameters: Iterable[torch.nn.Parameter], lr: float, rms: float, dtype: torch.dtype = torch.float32
-    ):
+    ) -> None:
         super().__init__(parameters, {"lr": lr, "rms": rms, "dtype": dtype})
 
     @torch.no_grad()

@@ -137,7 +137,7 @@ def _summary(inputs: RunInputs, name: str) -> str:
 
 
 def _is_called(name: str | None, parent: Parent | None) -> bool:
-    """Whether a parent or its repository is called `name`, such as "nula-cifar10-robust-v0" is "v0"; both may be None."""
+    """Whether a parent, or its repository (as "nula-cifar10-robust-v0" is "v0"), is called `name`; both may be None."""
     return (None if parent is None else parent.name.rpartition("-")[2]) == name
 
 
