@@ -154,9 +154,8 @@ def train_and_record(inputs: RunInputs, arguments: argparse.Namespace, accelerat
         with _writing(output_dir):
             _save(trained, arguments.image_size, output_dir)
     accelerator.wait_for_everyone()
-    measured = (
-        None if inputs.data.held_out is None else _validation_accuracies(output_dir, inputs.data.held_out, accelerator)
-    )
+    held_out = inputs.data.held_out
+    measured = None if held_out is None else _validation_accuracies(output_dir, held_out, accelerator)
     if accelerator.is_main_process:
         record = training_record(inputs, log, accelerator)
         if measured is not None:
