@@ -5,6 +5,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -24,7 +25,8 @@ from nula.records.release import Release, load_releases
 from nula.records.weights import load_model, weights_sha256
 from nula.train import finetune_v1, train_v0
 from nula.train.augmentation import crop_and_flip, perturb
-from nula.train.recipe import V0, Version
+from nula.train.launch import train_version
+from nula.train.recipe import V0, V1, Version
 from nula.train.record import RunInputs, TrainingData, release_of
 from nula.train.run import RunSettings
 from nula.train.start import FromWeights, Parent, Start, match_classes, release_name
@@ -140,10 +142,26 @@ def test_the_folders_of_runs_are_releases(trained, tuned, tmp_path):
     )
 
 
+def test_another_version_is_a_recipe_and_a_script(tiny_folder, pets, tmp_path, capsys):
+    version = Version(recipe=replace(V1, name="v2"), script="train/finetune_v2.py", summary="v2.", color="#009E73")
+
+    def main() -> None:
+        train_version(version, FromWeights("--v1", "owner/nula-v1"), "Fine-tune v1 into v2.")
+
+    arguments = ("--v1", tiny_folder, "--dataset", pets, "--output_dir", tmp_path / "v2", *FOUR_STEPS)
+    run_script(SimpleNamespace(VERSION=version, main=main), *arguments)
+    output = capsys.readouterr().out
+    line = f"a new head on the body of {tiny_folder}, as the data have other classes than it knows: cat, dog, horse."
+    assert output.splitlines().count(line) == 1
+    release = Release.load(tmp_path / "v2")
+    assert (release.name, release.parent, release.script) == ("v2", "tiny", "train/finetune_v2.py")
+    assert load_model(tmp_path / "v2").config.num_labels == 3
+
+
 def started(names: tuple[str, ...], source: Path, seed: int = 0) -> Start:
     """What fine-tuning from `source` starts with."""
     weights = FromWeights("--v0", "")
-    make_start = weights.load(type("Arguments", (), {"start": str(source)}))
+    make_start = weights.load(SimpleNamespace(start=str(source)))
     torch.manual_seed(seed)
     return make_start(names)
 
