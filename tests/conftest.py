@@ -1,6 +1,5 @@
 """Shared fixtures. No test reaches a network; remote code is cached in a folder of its own."""
 
-import json
 import os
 import tempfile
 
@@ -23,7 +22,6 @@ from nula.data import Split, load_split
 from nula.image_processing_nula import NulaImageProcessor
 from nula.modeling_nula import NulaForImageClassification
 from nula.publishing.payload import assemble
-from nula.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = Path(__file__).parent / "data" / "cifar10_sample"  # the first 320 and 200 images of CIFAR-10's two splits
@@ -71,12 +69,6 @@ def tiny_folder(tiny_model: NulaForImageClassification, tmp_path: Path) -> Path:
 def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Hub payload of v1, as `make release VERSION=v1` assembles it."""
     return assemble("v1", ROOT / "releases", tmp_path_factory.mktemp("build"))
-
-
-def frozen_recipe(release: str) -> Recipe:
-    """The recipe that a release was trained by, as its release.json has it."""
-    settings = json.loads((ROOT / "releases" / release / "release.json").read_text())["recipe"]
-    return Recipe(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
 
 
 def run_without_nula(code: str, folder: Path, *arguments: object) -> str:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, fields, replace
 
-from conftest import frozen_recipe
+from test_training import frozen_recipe
 
 from nula.configuration_nula import NulaConfig
 from nula.perturbations.suite import ROWS

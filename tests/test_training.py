@@ -17,7 +17,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import ROOT, SAMPLE, frozen_recipe, launch
+from conftest import ROOT, SAMPLE, launch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim.swa_utils import AveragedModel
@@ -54,6 +54,12 @@ def known_speed(device: torch.device, dtype: torch.dtype) -> float:
 @pytest.fixture(autouse=True)
 def _speed_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nula.train.run.peak_flops", known_speed)
+
+
+def frozen_recipe(release: str) -> Recipe:
+    """The recipe that a release was trained by, as its release.json has it."""
+    settings = json.loads((ROOT / "releases" / release / "release.json").read_text())["recipe"]
+    return Recipe(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
 
 
 def train_here(
