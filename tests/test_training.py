@@ -34,12 +34,13 @@ from nula.records.weights import weights_sha256
 from nula.train import train_v0
 from nula.train.augmentation import crop_and_flip, perturb
 from nula.train.checkpoints import only_writer, save_checkpoint
+from nula.train.checks import check_agreement
 from nula.train.draws import batch_indices, run_seed
 from nula.train.launch import _writing
 from nula.train.loop import train
 from nula.train.optimizers import Muon, build_optimizers, build_scheduler, orthogonalize
 from nula.train.recipe import OPERATORS, V0, V1, Recipe
-from nula.train.run import RunSettings, check_agreement
+from nula.train.run import RunSettings
 
 
 def seeded(seed: int = 0) -> torch.Generator:

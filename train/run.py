@@ -23,6 +23,7 @@ from nula.runtime.interruption import Interruption
 from nula.runtime.speed import Clock, flops_of, peak_flops
 from nula.train.augmentation import crop_and_flip, perturb
 from nula.train.checkpoints import check_folder, load_checkpoint, only_writer, save_checkpoint
+from nula.train.checks import check_agreement, check_finite, check_setting, square_images
 from nula.train.draws import batch_indices, mixed, run_seed
 from nula.train.net import architecture, set_stem_dropout
 from nula.train.optimizers import build_optimizers, build_scheduler
@@ -98,13 +99,13 @@ class Run:
         self, model: NulaForImageClassification, data: Split, accelerator: Accelerator, settings: RunSettings
     ) -> None:
         self.settings, self.recipe, self.accelerator = settings, settings.recipe, accelerator
-        _check_setting(data, accelerator, settings.recipe)
+        check_setting(data, accelerator, settings.recipe)
         self.device = accelerator.device
         self.steps_per_epoch = len(data.labels) // self.recipe.batch_size
         total = self.recipe.epochs * self.steps_per_epoch
         self.last = total if settings.max_steps is None else min(settings.max_steps, total)
         self.progress, self.interruption = Progress(), Interruption()
-        self._images, self._labels = _square_images(data).to(self.device), data.labels.to(self.device)
+        self._images, self._labels = square_images(data).to(self.device), data.labels.to(self.device)
         self._dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
         self._prepare(model.to(self.device, memory_format=torch.channels_last), data.fingerprint)
         self._draws = run_seed(self.recipe, settings.seed)
@@ -232,7 +233,7 @@ class Run:
             FloatingPointError: a weight or a batch statistic is not finite.
             OSError: as `save_checkpoint` says.
         """
-        _check_finite(self.model, self.progress.step)
+        check_finite(self.model, self.progress.step)
         save_checkpoint(self.accelerator, self._checkpoint, self._identity)
 
     def finish(self) -> tuple[NulaForImageClassification, dict[str, Any]]:
@@ -292,42 +293,6 @@ def dynamo_backend(accelerator: Accelerator) -> str:
     return backend.lower()
 
 
-def check_agreement(model: torch.nn.Module, accelerator: Accelerator) -> None:
-    """Raise RuntimeError unless all processes hold the same parameters, to the bit."""
-    with torch.no_grad():
-        parameters = torch.cat([parameter.flatten() for parameter in model.parameters()])
-    gathered = accelerator.gather(parameters.unsqueeze(0))
-    if not (gathered == gathered[0]).all():
-        raise RuntimeError("the processes ended with different parameters.")
-
-
-def _check_setting(data: Split, accelerator: Accelerator, recipe: Recipe) -> None:
-    """Raise ValueError where data, processes and recipe do not go together."""
-    count, processes = len(data.labels), accelerator.num_processes
-    if recipe.batch_size % processes:
-        raise ValueError(f"batch_size {recipe.batch_size} cannot be shared evenly by {processes} processes.")
-    if count < recipe.batch_size:
-        raise ValueError(f"{count} images are fewer than one batch of {recipe.batch_size}.")
-    if accelerator.mixed_precision == "fp16":
-        raise ValueError("mixed precision fp16 is not supported, as two optimisers would share its scaler; take bf16.")
-    side = _square_images(data).shape[1]
-    if recipe.crop_padding >= side:
-        allowed = f"an integer 0 to {side - 1}"
-        raise ValueError(f"recipe {recipe.name!r}: crop_padding is {recipe.crop_padding}, must be {allowed}.")
-    occurring = data.labels.unique().tolist()
-    if len(occurring) == 1:
-        name = data.names[occurring[0]]
-        raise ValueError(f"all {count} training images are of the class {name!r}; at least two classes must occur.")
-
-
-def _square_images(data: Split) -> torch.Tensor:
-    """The images as one array (N, H, H, 3); ValueError where they are not of one square size."""
-    if isinstance(data.images, list) or data.images.shape[1] != data.images.shape[2]:
-        shape = "several sizes" if isinstance(data.images, list) else "one size that is not square"
-        raise ValueError(f"the training images are of {shape}; load them with an image_size, for one square size.")
-    return data.images
-
-
 def _training_flops(model: NulaForImageClassification, side: int) -> int:
     """Floating-point operations of the network on one image of `side` pixels a side, forward and backward."""
     pixels = torch.zeros(1, model.config.num_channels, side, side, device=model.device)
@@ -342,10 +307,3 @@ def _training_flops(model: NulaForImageClassification, side: int) -> int:
 def _fingerprint(*tensors: torch.Tensor) -> str:
     arrays = (tensor.detach().cpu().contiguous().numpy() for tensor in tensors)
     return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
-
-
-def _check_finite(model: torch.nn.Module, step: int) -> None:
-    if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
-        raise FloatingPointError(
-            f"after step {step} weights or batch statistics are not finite; the last checkpoint is from before it."
-        )
