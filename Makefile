@@ -2,74 +2,68 @@ PYTHON ?= python3
 VERSION ?= v1
 DATASET ?= uoft-cs/cifar10
 BIN := .venv/bin
+INSTALL := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
-.PHONY: setup classify test lint release push compat figures evaluate studies benchmarks space app
+.PHONY: setup classify test lint release push card compat figures evaluate studies benchmarks space app
 
 setup: .venv/.complete
 
-# Written last, so that an interrupted set-up is done again.
-.venv/.complete: pyproject.toml constraints.txt
+# Stamps are written last, so that an interrupted set-up is done again. The first is what classifying needs and no more.
+.venv/.classify: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(INSTALL) '.[release]'
 	touch $@
 
-classify: setup
+.venv/.complete: .venv/.classify
+	$(INSTALL) '.[dev]'
+	touch $@
+
+classify: .venv/.classify
 	$(if $(IMAGE),,$(error give an image, such as IMAGE=examples/cat.png))
-	@$(BIN)/python -m nula.publishing.payload $(VERSION) > /dev/null
+	@$(BIN)/nula release $(VERSION) > /dev/null
 	$(BIN)/nula classify --model build/nula-cifar10-robust-$(VERSION) '$(IMAGE)'
 
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
+# mypy takes the package for a folder called nula, which the link makes of the checkout.
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	mkdir -p build/typed && ln -sfn ../.. build/typed/nula
+	cd build/typed && ../../$(BIN)/mypy -p nula.records -p nula.perturbations -p nula.evaluation
 
 release: setup
-	$(BIN)/python -m nula.publishing.payload $(VERSION)
+	$(BIN)/nula release $(VERSION)
 
 push: setup
 	$(if $(HUB_ID),,$(error give the repository: HUB_ID=owner/name))
-	$(BIN)/python -m nula.publishing.payload $(VERSION) --push '$(HUB_ID)' $(if $(TAG),--tag '$(TAG)') $(if $(BASE),--base '$(BASE)') $(if $(PRIVATE),--private) $(if $(DRY_RUN),--dry-run)
+	$(BIN)/nula push $(VERSION) '$(HUB_ID)' $(if $(TAG),--tag '$(TAG)') $(if $(BASE),--base '$(BASE)') $(if $(PRIVATE),--private) $(if $(DRY_RUN),--dry-run)
 
-# The files of a Hugging Face Space.
-SPACE = build/space
-space:
-	rm -rf '$(SPACE)'
-	mkdir -p '$(SPACE)/nula/perturbations'
-	cp space/app.py space/README.md space/requirements.txt '$(SPACE)'
-	cp -R examples '$(SPACE)'
-	cp perturbations/__init__.py perturbations/appearance.py perturbations/sampling.py '$(SPACE)/nula/perturbations'
-	touch '$(SPACE)/nula/__init__.py'
+card: setup
+	$(BIN)/nula card
 
-app: setup space
-	$(BIN)/python -m nula.publishing.payload v0
-	$(BIN)/python -m nula.publishing.payload v1
-	$(BIN)/python '$(SPACE)/app.py' --v0 build/nula-cifar10-robust-v0 --v1 build/nula-cifar10-robust-v1
+figures: setup
+	$(BIN)/nula figures --dataset '$(DATASET)'
+	$(BIN)/nula card
+
+evaluate: setup
+	$(BIN)/nula evaluate table --model releases/$(VERSION) --dataset '$(DATASET)' --output releases/$(VERSION)/results
+
+studies: setup
+	$(BIN)/nula evaluate studies --model releases/$(VERSION) --dataset '$(DATASET)' --output releases/$(VERSION)/results
+
+app: setup
+	$(BIN)/nula app
+
+space: setup
+	$(BIN)/nula app --assemble-only
 
 # Environments of its own, some gigabytes, in build/compatibility.
 compat: setup
 	$(BIN)/python -m nula.publishing.compatibility
 
-figures: setup
-	$(BIN)/python -m nula.model_card.figures --dataset '$(DATASET)'
-	$(BIN)/python -m nula.model_card.card
-
-evaluate: setup
-	$(BIN)/python -m nula.evaluation table --model releases/$(VERSION) --dataset '$(DATASET)' --output releases/$(VERSION)/results
-
 benchmarks: release
 	$(BIN)/python -m nula.benchmarks.pipeline --model build/nula-cifar10-robust-$(VERSION) --dataset '$(DATASET)'
 	$(BIN)/python -m nula.benchmarks.forms --model releases/$(VERSION) --dataset '$(DATASET)'
 	$(BIN)/python -m nula.benchmarks.tables
-
-STUDY = $(BIN)/python -m nula.evaluation $(1) --model releases/$(VERSION) --dataset '$(DATASET)' --output releases/$(VERSION)/results
-
-studies: setup
-	$(call STUDY,noise)
-	$(call STUDY,corruptions)
-	$(call STUDY,sensitivity)
-	$(call STUDY,curvature)
-	$(call STUDY,null-space)
-	$(call STUDY,certified)
-	$(if $(filter v1,$(VERSION)),$(call STUDY,basin) --start releases/v0)

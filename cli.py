@@ -1,4 +1,4 @@
-"""The command `nula`: `nula classify examples/cat.png`."""
+"""The one door: the command `nula`, which is also `python -m nula`."""
 
 import argparse
 import csv
@@ -10,6 +10,9 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -117,41 +120,81 @@ def classify(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nula", description="An anti-aliased image classifier of ten classes.")
-    commands = parser.add_subparsers(required=True, dest="command")
-    command = commands.add_parser(
-        "classify",
-        help="classify images",
-        description="Classify images, in the order given. Exit codes: 0 all were classified, 1 some could not be, "
-        "2 bad arguments or no such model, 130 interrupted.",
-    )
-    command.add_argument("paths", nargs="+", metavar="PATH", help="a file, folder or URL; -: the lines of stdin")
-    command.add_argument("--model", default=DEFAULT_MODEL, help="Hub id, or folder of a release (default: %(default)s)")
-    command.add_argument("--revision", help="commit or tag of the Hub id")
-    command.add_argument("--top-k", type=at_least(1), default=5, help="labels for each image (default: %(default)s)")
-    command.add_argument("--batch-size", type=at_least(1), default=64, help="images at a time (default: %(default)s)")
-    form = command.add_mutually_exclusive_group()
+def add_classify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Exit codes: 0 all were classified, 1 some could not be, 2 bad arguments or no such model."
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a file, folder or URL; -: the lines of stdin")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="Hub id, or folder of a release (default: %(default)s)")
+    parser.add_argument("--revision", help="commit or tag of the Hub id")
+    parser.add_argument("--top-k", type=at_least(1), default=5, help="labels for each image (default: %(default)s)")
+    parser.add_argument("--batch-size", type=at_least(1), default=64, help="images at a time (default: %(default)s)")
+    form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", dest="format", action="store_const", const=as_json, help="one JSON object a line")
     form.add_argument("--csv", dest="format", action="store_const", const=as_csv, help="one row for each label")
-    command.set_defaults(run=classify, format=as_text)
-    return parser
+    parser.set_defaults(format=as_text)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of `nula`.
+
+    Args:
+        summary: what it does, for --help.
+        module: holds `add_arguments(parser)` and `run(arguments)`, which returns the exit code (None for 0). It is
+            imported when the command is called, so that `nula --help` is quick and no command needs another's packages.
+        extra: of the package, that brings the module's requirements.
+    """
+
+    summary: str
+    module: str
+    extra: str
+
+
+COMMANDS = {
+    "classify": Command("classify images", "", ""),
+    "evaluate": Command("measure models: the table of perturbations, studies", "nula.evaluation.command", "train"),
+    "export": Command("write a model as torch.export and ONNX files", "nula.publishing.export", "export"),
+    "release": Command("assemble the Hub repository of a release", "nula.publishing.release", "release"),
+    "push": Command("check a release and push it to the Hub", "nula.publishing.push", "release"),
+    "card": Command("rewrite model cards and the README's tables from results", "nula.model_card.card", "release"),
+    "figures": Command("redraw the pictures of the model cards", "nula.model_card.figures", "train"),
+    "app": Command("show all releases side by side in a browser", "nula.publishing.app", "app"),
+}
+
+
+def parse(words: list[str]) -> tuple[argparse.Namespace, Callable[[argparse.Namespace], int | None]]:
+    """Read a command line; return its arguments and what carries the command out."""
+    parser = argparse.ArgumentParser(prog="nula", description="An anti-aliased image classifier, and its evidence.")
+    parser.add_argument("--version", action="version", version=f"nula {version('nula')}")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
+    called = next((word for word in words if not word.startswith("-")), None)
+    run: Callable[[argparse.Namespace], int | None] = classify
+    for name, command in COMMANDS.items():
+        subparser = commands.add_parser(name, help=command.summary, description=f"{command.summary.capitalize()}.")
+        if name != called:
+            continue
+        if not command.module:
+            add_classify_arguments(subparser)
+            continue
+        try:
+            module = import_module(command.module)
+        except ModuleNotFoundError as error:
+            parser.exit(2, f"error: nula {name} needs {error.name}; pip install 'nula[{command.extra}]'.\n")
+        module.add_arguments(subparser)
+        run = module.run
+    return parser.parse_args(words), run
 
 
 def main() -> int:
-    arguments = build_parser().parse_args()
+    """Carry out the command line; return the exit code, 130 where it was interrupted."""
+    arguments, run = parse(sys.argv[1:])
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be UTF-8
             stream.reconfigure(errors="surrogateescape")
     try:
-        return arguments.run(arguments)
+        return run(arguments) or 0
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever reads the answers has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

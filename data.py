@@ -6,17 +6,19 @@ import io
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset, load_from_disk
 from PIL import Image as PILImage
 from tqdm import tqdm
 
 from nula.image_processing_nula import NulaImageProcessor
 from nula.pipeline_nula import load_image
+
+if TYPE_CHECKING:  # `datasets` is imported where data are read: cards and payloads do without it
+    from datasets import Dataset, Features
 
 SIDE = 32  # pixels: the size that NULA is made for
 CIFAR10 = "uoft-cs/cifar10"  # on the Hub
@@ -84,6 +86,11 @@ class Split:
             Split.of(self.images[kept], self.labels[kept], self.names),
             Split.of(self.images[held_out], self.labels[held_out], self.names),
         )
+
+
+def to_pixels(images: torch.Tensor) -> torch.Tensor:
+    """Turn bytes, uint8 (N, H, W, 3), into pixels, float32 (N, 3, H, W) in [0, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,10 +172,10 @@ def load_split(
             or no images; an image cannot be read, or its label is not one of the classes (the message gives its
             index); or the decoded images would not fit into memory.
     """
+    from datasets import Image
+
     where = f"{dataset} ({split})"
     rows = _open(dataset, split)
-    if len(rows) == 0:
-        raise ValueError(f"{where} is empty; give a split with at least one image.")
     image_column = _image_column(rows.features, image_column, where)
     label_column, names = _label_column(rows, label_column, image_column, where)
     labels = _labels(rows[label_column], names, where)
@@ -208,14 +215,19 @@ class _Images:
         return [torch.from_numpy(image) for image in self._loose] if self._loose else torch.from_numpy(self._array)
 
 
-def _open(dataset: str, split: str) -> Dataset:
+def _open(dataset: str, split: str) -> "Dataset":
+    from datasets import Dataset, load_dataset, load_from_disk
+
     folder = Path(dataset)
     if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         try:
             return load_dataset(dataset, split=split)
         except ValueError as error:  # of a split that is not there, among others
             raise ValueError(f"{dataset} ({split}): {error}") from error
-    stored = load_from_disk(dataset)
+    try:
+        stored = load_from_disk(dataset)
+    except IndexError as error:  # what it gives for a data set without rows
+        raise ValueError(f"{dataset} ({split}) is empty; give a split with at least one image.") from error
     splits = {str(stored.split or "train"): stored} if isinstance(stored, Dataset) else stored
     if split not in splits:
         raise ValueError(f"{dataset} has no split {split!r}; it has {', '.join(map(repr, splits))}.")
@@ -228,12 +240,14 @@ def _decoded(source: dict[str, Any] | None) -> Any:
     return load_image(source["path"] if source["bytes"] is None else source["bytes"])
 
 
-def _told(features: Features) -> str:
+def _told(features: "Features") -> str:
     return ", ".join(f"{name} ({getattr(kind, 'dtype', type(kind).__name__)})" for name, kind in features.items())
 
 
-def _image_column(features: Features, asked: str | None, where: str) -> str:
+def _image_column(features: "Features", asked: str | None, where: str) -> str:
     """The name of the column of images: the one asked for, or the only one."""
+    from datasets import Image
+
     found = [name for name, feature in features.items() if isinstance(feature, Image)]
     if asked is not None and asked not in found:
         raise ValueError(f"{where} has no column {asked!r} of images; it has {_told(features)}.")
@@ -243,12 +257,14 @@ def _image_column(features: Features, asked: str | None, where: str) -> str:
     return asked or found[0]
 
 
-def _label_column(rows: Dataset, asked: str | None, image_column: str, where: str) -> tuple[str, tuple[str, ...]]:
+def _label_column(rows: "Dataset", asked: str | None, image_column: str, where: str) -> tuple[str, tuple[str, ...]]:
     """The name of the column of labels, the one asked for or the only one, and the names of the classes.
 
     Integers without names are taken where there are no class labels, and count from 0 to the largest.
     """
-    features: Features = rows.features
+    from datasets import ClassLabel, Value
+
+    features = rows.features
     named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     numbered = [name for name, f in features.items() if isinstance(f, Value) and f.dtype.lstrip("u").startswith("int")]
     if asked is not None and asked not in named + numbered:
@@ -277,7 +293,7 @@ def _labels(values: list[int | None], names: tuple[str, ...], where: str) -> tor
     return torch.tensor(list(values), dtype=torch.int64)
 
 
-def _check_memory(encoded: Dataset, column: str, image_size: int | None, where: str) -> None:
+def _check_memory(encoded: "Dataset", column: str, image_size: int | None, where: str) -> None:
     """ValueError where the decoded images would not fit into the memory that is free."""
     if image_size is not None:
         each = float(3 * image_size**2)

@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+# One thread for each of pytest-xdist's workers and of the programs that they start; torch reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["NO_PROXY"] = "127.0.0.1,localhost"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="nula-tests-")  # before the first import of huggingface_hub

@@ -117,7 +117,7 @@ def test_a_name_that_is_not_utf_8(tmp_path):
     name = os.fsencode(tmp_path) + b"/\xff.png"
     with open(name, "wb") as file:
         file.write(CAT.read_bytes())
-    command = [sys.executable, "-m", "nula.cli", "classify", "-", "--model", MODEL, "--json"]
+    command = [sys.executable, "-m", "nula", "classify", "-", "--model", MODEL, "--json"]
     done = subprocess.run(command, input=name + b"\n", capture_output=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     assert b"\xff.png" in done.stdout
@@ -149,7 +149,7 @@ def test_bad_arguments_end_with_2(nula, arguments):
 
 def test_a_reader_that_has_had_enough_is_no_error():
     images = f"{CAT} " * 200  # more output than a pipe's buffer on either side holds
-    command = f"'{sys.executable}' -m nula.cli classify {images} --model {MODEL} --batch-size 10"
+    command = f"'{sys.executable}' -m nula classify {images} --model {MODEL} --batch-size 10"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command} | head -c 1"],

@@ -145,8 +145,10 @@ def test_other_data_sets_are_refused(tmp_path):
 def test_an_empty_split_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"parquet \(train\): .*corresponds to no data"):
         load_split(saved(tmp_path / "parquet", [], []), "train")
-    with pytest.raises(ValueError, match=r"\(train\[:0\]\) is empty; give a split with at least one image"):
-        load_split(str(SAMPLE), "train[:0]")
+    stored = Dataset.from_dict({"img": [], "label": []}, features=Features({"img": Image(), "label": Value("int8")}))
+    stored.save_to_disk(tmp_path / "disk")
+    with pytest.raises(ValueError, match=r"disk \(train\) is empty; give a split with at least one image"):
+        load_split(str(tmp_path / "disk"), "train")
 
 
 def test_a_broken_image_is_told_of_by_its_place(image_folder):
