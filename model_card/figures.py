@@ -9,29 +9,29 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from nula.data import CIFAR10_FINGERPRINTS, DataSource, Split, add_data_arguments
 from nula.evaluation.monte_carlo import gap
 from nula.evaluation.studies import ALPHAS, INTERPOLATED, MEASURED_ANEW, PATH_CONDITIONS, path_row
-from nula.model_card.tables import CLEAN, compared_pair, measured, on_cifar10, row_title
+from nula.model_card.tables import CLEAN, compared_pair, compared_tables, measured, on_cifar10, records, row_title
 from nula.perturbations.suite import ROWS
 from nula.records.release import PNG_KEY, Release, Releases, drawn_from, load_releases
 from nula.records.statistics import confusion_matrix, flips, mean_interval
-from nula.records.table import Row, Table
+from nula.records.table import Row
+
+if TYPE_CHECKING:  # cards name the pictures, and do without matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 WIDTH = 8.0  # inches; a model card shows about 800 pixels
 NOISE_ROW = "Gaussian Noise σ = 0.05"
 CONDITION_COLORS = ("#000000", "#0072B2", "#D55E00")  # of M. Okabe and K. Ito's palette
 
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # lower ends, middles and upper ends of error bars
-
-matplotlib.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Picture:
 
     name: str
     caption: str
-    draw: Callable[[Releases, Split], Figure | None]
+    draw: Callable[[Releases, Split], "Figure | None"]
 
 
-def table(releases: Releases, data: Split) -> Figure | None:
+def table(releases: Releases, data: Split) -> "Figure | None":
     """Draw the twenty rows with Wilson's 95 % intervals."""
     tables = measured(releases)
     if not tables:
@@ -69,7 +69,7 @@ def table(releases: Releases, data: Split) -> Figure | None:
     return figure
 
 
-def noise_histogram(releases: Releases, data: Split) -> Figure | None:
+def noise_histogram(releases: Releases, data: Split) -> "Figure | None":
     """Draw the accuracy over realisations of the noise, one entry each."""
     tables = measured(releases, "noise")
     if not tables:
@@ -87,7 +87,7 @@ def noise_histogram(releases: Releases, data: Split) -> Figure | None:
     return figure
 
 
-def noise_sweep(releases: Releases, data: Split) -> Figure | None:
+def noise_sweep(releases: Releases, data: Split) -> "Figure | None":
     """Draw the accuracy under one realisation of each strength of the noise, with Wilson's 95 % intervals."""
     tables = measured(releases, "noise")
     if not tables:
@@ -102,9 +102,9 @@ def noise_sweep(releases: Releases, data: Split) -> Figure | None:
     return figure
 
 
-def running_gap(releases: Releases, data: Split) -> Figure | None:
+def running_gap(releases: Releases, data: Split) -> "Figure | None":
     """Draw the change from base to fine-tuned over the first k images, a line for each realisation."""
-    found = _compared_tables(releases, "noise")
+    found = compared_tables(releases, "noise")
     if found is None:
         return None
     (base, of_base), (tuned, of_tuned) = found
@@ -122,61 +122,61 @@ def running_gap(releases: Releases, data: Split) -> Figure | None:
     return figure
 
 
-def sensitivity(releases: Releases, data: Split) -> Figure | None:
+def sensitivity(releases: Releases, data: Split) -> "Figure | None":
     """Draw the norm of the Jacobian against the strength of the noise: median and quartiles over images."""
-    records = _records(releases, "sensitivity")
-    if not records:
+    found = records(releases, "sensitivity")
+    if not found:
         return None
     figure, axes = _figure(3.2)
-    for aside, (release, record) in zip(_side_by_side(len(records), apart=1e-3, within=1e-2), records):
+    for aside, (name, record) in zip(_side_by_side(len(found), apart=1e-3, within=1e-2), found.items()):
         norms = record["norms"]
         sigmas = [float(sigma) + aside for sigma in norms]  # so that no bar hides another
         low, middle, high = (np.array([np.quantile(norms[sigma], q) for sigma in norms]) for q in (0.25, 0.5, 0.75))
-        _bars(axes, sigmas, (low, middle, high), release, label=release.name)
+        _bars(axes, sigmas, (low, middle, high), releases[name], label=name)
     axes.set(xlabel="σ of the noise", ylabel="‖∂ logits / ∂ pixels‖", ylim=(0, None))
     axes.legend(frameon=False, title="median and quartiles of images")
     return figure
 
 
-def curvature(releases: Releases, data: Split) -> Figure | None:
+def curvature(releases: Releases, data: Split) -> "Figure | None":
     """Draw both ends of the Hessian's spectrum against the strength of the noise, with 95 % intervals over subsets."""
-    records = _records(releases, "curvature")
-    if not records:
+    found = records(releases, "curvature")
+    if not found:
         return None
     figure, axes = _figure(3.2)
-    for release, record in records:
+    for name, record in found.items():
         eigenvalues = record["eigenvalues"]
         sigmas = [float(sigma) for sigma in eigenvalues]
         for end, style in (("largest", "-"), ("smallest", ":")):
             means = [mean_interval([part["lanczos"][end] for part in parts]) for parts in eigenvalues.values()]
             middle, low, high = np.array(means).T
-            _bars(axes, sigmas, (low, middle, high), release, label=f"{release.name}, {end}", linestyle=style)
+            _bars(axes, sigmas, (low, middle, high), releases[name], label=f"{name}, {end}", linestyle=style)
     axes.axhline(0, color="gray", linewidth=0.8)
     axes.set(xlabel="σ of the noise", ylabel="Hessian eigenvalue")
     axes.legend(frameon=False)
     return figure
 
 
-def certified(releases: Releases, data: Split) -> Figure | None:
+def certified(releases: Releases, data: Split) -> "Figure | None":
     """Draw the share of images that are answered right with at least the radius, for each strength of the noise."""
-    records = _records(releases, "certified")
-    if not records:
+    found = records(releases, "certified")
+    if not found:
         return None
     figure, axes = _figure(3.6)
-    for release, record in records:
-        for (sigma, found), style in zip(record["certificates"].items(), ("-", "--", ":")):
-            right = [label == truth for label, truth in zip(found["labels"], record["truth"])]
-            radii = np.sort(np.array(found["radii"])[right])
+    for name, record in found.items():
+        for (sigma, certificates), style in zip(record["certificates"].items(), ("-", "--", ":")):
+            right = [label == truth for label, truth in zip(certificates["labels"], record["truth"])]
+            radii = np.sort(np.array(certificates["radii"])[right])
             shares = 100 * np.arange(len(radii), -1, -1) / len(right)
-            label = f"{release.name}, σ = {sigma}"
-            axes.step([0, *radii], shares, where="post", color=release.color, linestyle=style, label=label)
+            line = {"color": releases[name].color, "linestyle": style, "label": f"{name}, σ = {sigma}"}
+            axes.step([0, *radii], shares, where="post", **line)
     axes.set(xlabel=f"L2 radius, pixel values in [0, 1], {len(right)} images", ylabel="certified accuracy in percent")
     axes.set(xlim=(0, None), ylim=(0, 100))
     axes.legend(frameon=False)
     return figure
 
 
-def path(releases: Releases, data: Split) -> Figure | None:
+def path(releases: Releases, data: Split) -> "Figure | None":
     """Draw the accuracy on the straight line through both releases' weights."""
     pair = compared_pair(releases)
     stored = pair and pair[1].results.table("basin")
@@ -198,14 +198,14 @@ def path(releases: Releases, data: Split) -> Figure | None:
     return figure
 
 
-def confusion(releases: Releases, data: Split) -> Figure | None:
+def confusion(releases: Releases, data: Split) -> "Figure | None":
     """Draw what each class is called under noise, by each release."""
     tables = measured(releases)
     if not tables:
         return None
     columns = min(2, len(tables))
     lines = -(-len(tables) // columns)
-    figure = Figure(figsize=(WIDTH, 4.2 * lines), layout="constrained")
+    figure = _sheet(4.2 * lines)
     panels = figure.subplots(lines, columns, squeeze=False).flat
     for axes, (name, stored) in zip(panels, tables.items()):
         row, classes = stored.row(NOISE_ROW), stored.classes
@@ -225,9 +225,9 @@ def confusion(releases: Releases, data: Split) -> Figure | None:
     return figure
 
 
-def perturbations(releases: Releases, data: Split) -> Figure:
+def perturbations(releases: Releases, data: Split) -> "Figure":
     """Draw the first test image under every row of the table."""
-    figure = Figure(figsize=(WIDTH, 7.4), layout="constrained")
+    figure = _sheet(7.4)
     pixels = data.images[0].permute(2, 0, 1).unsqueeze(0).float() / 255
     cifar10 = data.fingerprint == CIFAR10_FINGERPRINTS["test"]
     for axes, row in zip(figure.subplots(4, 5).flat, ROWS):
@@ -236,13 +236,13 @@ def perturbations(releases: Releases, data: Split) -> Figure:
     return figure
 
 
-def flipped(releases: Releases, data: Split, count: int = 12) -> Figure | None:
+def flipped(releases: Releases, data: Split, count: int = 12) -> "Figure | None":
     """Draw the first images whose clean answer differs between base and fine-tuned, with both answers.
 
     Raises:
         ValueError: `data` are not the images that were measured.
     """
-    found = _compared_tables(releases)
+    found = compared_tables(releases)
     if found is None:
         return None
     for release, stored in found:
@@ -251,7 +251,7 @@ def flipped(releases: Releases, data: Split, count: int = 12) -> Figure | None:
                 f"the results of {release.name} are of other images; give the --dataset they were measured on."
             )
     (base, before), (tuned, after) = ((release, stored.row(CLEAN).predictions) for release, stored in found)
-    figure = Figure(figsize=(WIDTH, 5.8), layout="constrained")
+    figure = _sheet(5.8)
     panels = iter(figure.subplots(3, 4).flat)
     for index in flips(before, after)[:count]:
         label, first, second = (data.names[answer] for answer in (data.labels[index], before[index], after[index]))
@@ -283,19 +283,6 @@ PICTURES = (
 )
 
 
-def _compared_tables(releases: Releases, study: str = "") -> list[tuple[Release, Table]] | None:
-    """Base and fine-tuned with their tables of `study`; None where one of them has none."""
-    pair = compared_pair(releases)
-    tables = measured({release.name: release for release in pair or ()}, study)
-    return [(release, tables[release.name]) for release in pair] if pair and len(tables) == 2 else None
-
-
-def _records(releases: Releases, study: str) -> list[tuple[Release, dict]]:
-    """Those releases that have a record of `study`, with it."""
-    found = [(release, release.results.record(study)) for release in releases.values()]
-    return [(release, record) for release, record in found if record is not None]
-
-
 def _intervals(rows: list[Row]) -> Curve:
     low, high = np.array([row.interval() for row in rows]).T
     return low, np.array([row.accuracy for row in rows]), high
@@ -307,17 +294,26 @@ def _side_by_side(count: int, apart: float, within: float) -> np.ndarray:
     return np.linspace(-reach, reach, count)
 
 
-def _bars(axes: Axes, x: list[float], curve: Curve, release: Release, **style: str) -> None:
+def _bars(axes: "Axes", x: list[float], curve: Curve, release: Release, **style: str) -> None:
     low, middle, high = curve
     axes.errorbar(x, middle, (middle - low, high - middle), color=release.color, marker="o", capsize=4, **style)
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+def _sheet(height: float) -> "Figure":
+    """An empty figure, `height` inches high."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def _figure(height: float) -> tuple["Figure", "Axes"]:
+    figure = _sheet(height)
     return figure, figure.subplots()
 
 
-def _show(axes: Axes, pixels: torch.Tensor, title: str) -> None:
+def _show(axes: "Axes", pixels: torch.Tensor, title: str) -> None:
     axes.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set_title(title, fontsize=8)
     axes.set_axis_off()

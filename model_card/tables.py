@@ -67,6 +67,12 @@ def measured(releases: Releases, study: str = "") -> dict[str, Table]:
     return {release.name: table for release, table in found}
 
 
+def records(releases: Releases, study: str) -> dict[str, dict[str, Any]]:
+    """Return what `study`.json holds, by release; of those that there are."""
+    found = {name: release.results.record(study) for name, release in releases.items()}
+    return {name: record for name, record in found.items() if record is not None}
+
+
 def published_beside(releases: Releases) -> dict[str, dict[str, float]]:
     """Return the published figures, by release and row, of those releases that can be compared with them."""
     return {
@@ -85,6 +91,13 @@ def published_pair(releases: Releases) -> tuple[Release, Release] | None:
 def compared_pair(releases: Releases) -> tuple[Release, Release] | None:
     """Return base and fine-tuned of the pictures that compare two: those that are published, else the first pair."""
     return published_pair(releases) or next(iter(pairs(releases)), None)
+
+
+def compared_tables(releases: Releases, study: str = "") -> list[tuple[Release, Table]] | None:
+    """Return the `compared_pair` with its tables of `study`; None where one of them has none."""
+    pair = compared_pair(releases)
+    tables = measured({release.name: release for release in pair or ()}, study)
+    return [(release, tables[release.name]) for release in pair] if pair and len(tables) == 2 else None
 
 
 def results_table(releases: Releases) -> str:
@@ -212,8 +225,7 @@ def attacks_table(releases: Releases) -> str | None:
 
 def calibration_table(releases: Releases) -> str | None:
     """Return expected calibration error, negative log-likelihood and Brier score by row. None if not measured."""
-    found = {name: release.results.record("calibration") for name, release in releases.items()}
-    scores = {name: record["rows"] for name, record in found.items() if record is not None}
+    scores = {name: record["rows"] for name, record in records(releases, "calibration").items()}
     if not scores:
         return None
     cifar10 = all(map(on_cifar10, measured(releases).values()))

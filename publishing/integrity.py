@@ -99,10 +99,16 @@ def _check_pictures(releases: Releases) -> None:
 
 
 def check_payload(payload: Path, golden: Path, python: str = sys.executable) -> float:
-    """The largest difference of the payload's logits, loaded by its remote code, from those in `golden`.
+    """Return the largest difference of the payload's logits, loaded by its remote code, from those that were measured.
 
-    `python` is the interpreter to load it with. PushRefused where the difference is above 0.001, where the pipeline
-    gives other answers than the logits, and where it does not load.
+    Args:
+        payload: folder of an assembled release.
+        golden: file of images and the logits that were measured for them.
+        python: the interpreter to load it with.
+
+    Raises:
+        PushRefused: the difference is above 0.001, the pipeline gives other answers than the logits, or it does not
+            load.
     """
     with tempfile.TemporaryDirectory() as cache:
         done = subprocess.run(
@@ -119,5 +125,3 @@ def check_payload(payload: Path, golden: Path, python: str = sys.executable) -> 
             "again what has changed."
         )
     return float(done.stdout.splitlines()[-1])
-
-

@@ -12,9 +12,7 @@ from nula.records.release import Releases, named
 from nula.records.weights import load_model
 
 
-def assemble(
-    releases: Releases, name: str, build: Path, target: Target | None = None, base: str | None = None
-) -> Path:
+def assemble(releases: Releases, name: str, build: Path, target: Target | None = None, base: str | None = None) -> Path:
     """Write the files of the release `name` afresh to a folder in `build`, called as its repository; return the folder.
 
     Saving through transformers copies the code files and names them in config.json and preprocessor_config.json, just

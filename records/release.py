@@ -100,7 +100,12 @@ class Release:
             ValueError: the file lacks a field, has one too many, or one has an impossible value.
         """
         file = folder / FILE
-        content = json.loads(file.read_text())
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file} is not JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{file}: must be an object, is {content!r}.")
         expected = {entry.name for entry in fields(cls)} - {"folder", "results"}
         if set(content) != expected:
             missing, unknown = sorted(expected - set(content)), sorted(set(content) - expected)
