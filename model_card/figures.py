@@ -207,7 +207,7 @@ def confusion(releases: Releases, data: Split) -> "Figure | None":
     lines = -(-len(tables) // columns)
     figure = _sheet(4.2 * lines)
     panels = figure.subplots(lines, columns, squeeze=False).flat
-    for axes, (name, stored) in zip(panels, tables.items()):
+    for (name, stored), axes in zip(tables.items(), panels):
         row, classes = stored.row(NOISE_ROW), stored.classes
         matrix = confusion_matrix(row.labels, row.predictions, len(classes))
         shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -257,6 +257,8 @@ def flipped(releases: Releases, data: Split, count: int = 12) -> "Figure | None"
         label, first, second = (data.names[answer] for answer in (data.labels[index], before[index], after[index]))
         title = f"{label}\n{base.name}: {first}, {tuned.name}: {second}"
         _show(next(panels), data.images[index].permute(2, 0, 1).float() / 255, title)
+    for axes in panels:
+        axes.remove()
     return figure
 
 

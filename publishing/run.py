@@ -28,7 +28,7 @@ TABLE_FILES = ("predictions.npz", "provenance.json", "golden.npz", "calibration.
 
 @dataclass(frozen=True)
 class TableAlone(Results):
-    """The table in a folder of results and what was measured with it, without studies, which may be of other weights."""
+    """The table in a folder of results and what was measured with it; no studies, which may be of other weights."""
 
     def table(self, study: str = "") -> Table | None:
         """Return the stored table of the twenty rows, see `Results.table`; None for a study."""
@@ -40,10 +40,9 @@ class TableAlone(Results):
 
 
 @dataclass(frozen=True)
-class TestSplit:
-    """The images that a run and what it started from are measured on, and the device to do it with."""
+class Evaluation:
+    """How a run and what it started from are measured: on which images, and by which device."""
 
-    __test__ = False  # pytest takes it for tests otherwise
     source: DataSource
     device: torch.device
 
@@ -104,27 +103,27 @@ def publish(
     Raises:
         PushRefused, subprocess.CalledProcessError: the push, or a measurement, failed. Nothing of the run is lost.
     """
-    test = TestSplit(source, device)
-    results = test.results_of(str(output_dir), output_dir / "results")
+    evaluation = Evaluation(source, device)
+    results = evaluation.results_of(str(output_dir), output_dir / "results")
     run = replace(Release.load(output_dir), results=results)
     releases, base = {run.name: run}, None
     if parent is not None:
-        measured = test.results_of(parent, Path(parent) / "results", output_dir / "parent_results")
-        start = _start(parent, measured, run.name)
+        measured = evaluation.results_of(parent, Path(parent) / "results", output_dir / "parent_results")
+        start = _start(parent, measured, run)
         run = replace(run, parent=start.name)
         releases, base = {start.name: start, run.name: run}, "" if Path(parent).exists() else parent
     payload = assemble(releases, run.name, output_dir / "payload", target, base)
     return push(payload, results.folder / "golden.npz", target)
 
 
-def _start(model: str, results: Results, run: str) -> Release:
-    """The release in the folder or under the Hub id `model`, that the one called `run` was fine-tuned from."""
+def _start(model: str, results: Results, run: Release) -> Release:
+    """The release in the folder or under the Hub id `model`, which `run` was fine-tuned from."""
     folder = Path(model)
     if (folder / FILE).is_file():
         release = Release.load(folder)
-        return replace(release, results=results, name="parent" if release.name == run else release.name)
+        return replace(release, results=results, name="parent" if release.name == run.name else release.name)
     return Release(
-        name=folder.name,
+        name=run.parent or folder.name,
         folder=folder,
         results=results,
         parent=None,
