@@ -1,7 +1,6 @@
 """Verdicts from result files that were made up, so that each verdict can be forced."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
