@@ -26,7 +26,7 @@ Writer = Callable[[str, Any], None]  # of an image's name and its answer, as the
 
 def sources(paths: Iterable[str], lines: TextIO) -> Iterator[str]:
     """What is to be classified: files and URLs as they are, the images of folders, and for "-" the lines of `lines`."""
-    from nula.pipeline_nula import image_files, is_folder
+    from nula.reading_nula import image_files, is_folder
 
     for path in paths:
         if path == "-":

@@ -1,8 +1,16 @@
 """Configuration of NULA, an anti-aliased residual CNN for 32x32 RGB images."""
 
+from numbers import Integral, Real
+from typing import Any
+
 from transformers import PretrainedConfig
 
 CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+AUTO_MAP = {
+    "AutoConfig": "configuration_nula.NulaConfig",
+    "AutoModel": "modeling_nula.NulaModel",
+    "AutoModelForImageClassification": "modeling_nula.NulaForImageClassification",
+}
 
 
 class NulaConfig(PretrainedConfig):
@@ -35,13 +43,13 @@ class NulaConfig(PretrainedConfig):
         depths: tuple[int, ...] = (1, 1, 1, 1),
         **kwargs,
     ):
-        self.num_channels = _integer("num_channels", num_channels, minimum=1)
-        self.stem_channels = _integer("stem_channels", stem_channels, minimum=1)
+        self.num_channels = require_integer("num_channels", num_channels, minimum=1)
+        self.stem_channels = require_integer("stem_channels", stem_channels, minimum=1)
         if isinstance(stem_dropout, bool) or not isinstance(stem_dropout, (int, float)) or not 0 <= stem_dropout < 1:
             raise ValueError(f"stem_dropout must be a number in [0, 1), got {stem_dropout!r}.")
         self.stem_dropout = float(stem_dropout)
-        self.hidden_sizes = _integers("hidden_sizes", hidden_sizes, minimum=1)
-        self.depths = _integers("depths", depths, minimum=0)
+        self.hidden_sizes = _require_integers("hidden_sizes", hidden_sizes, minimum=1)
+        self.depths = _require_integers("depths", depths, minimum=0)
         if len(self.hidden_sizes) != len(self.depths):
             raise ValueError(
                 f"depths has {len(self.depths)} entries and hidden_sizes {len(self.hidden_sizes)}; "
@@ -50,6 +58,9 @@ class NulaConfig(PretrainedConfig):
         if "id2label" not in kwargs and "num_labels" not in kwargs:
             kwargs["id2label"] = dict(enumerate(CIFAR10_LABELS))
             kwargs["label2id"] = {label: index for index, label in enumerate(CIFAR10_LABELS)}
+        # Saving names the class of the saved model alone; a saved classifier is to be loaded by AutoModel, too, and a
+        # saved NulaModel by AutoModelForImageClassification.
+        kwargs["auto_map"] = AUTO_MAP | (kwargs.get("auto_map") or {})
         # In the configuration rather than in a registry, so that a copy which was fine-tuned and pushed again by
         # somebody else still names its pipeline.
         kwargs.setdefault(
@@ -64,17 +75,43 @@ class NulaConfig(PretrainedConfig):
         )
         super().__init__(**kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields, as they are saved: with the code that is saved beside them, in place of a repository's."""
+        fields = super().to_dict()
+        fields["auto_map"] = {name: _without_repository(code) for name, code in fields["auto_map"].items()}
+        for pipeline in fields["custom_pipelines"].values():
+            pipeline["impl"] = _without_repository(pipeline["impl"])
+        return fields
 
-def _integer(name: str, value: int, minimum: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+
+def _without_repository(code: str) -> str:
+    """module.Class of owner/name--module.Class."""
+    return code.rpartition("--")[2]
+
+
+def require_integer(name: str, value: Any, minimum: int) -> int:
+    """Return `value` as an int; raise a ValueError that begins with `name` unless it is one of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
-    return value
+    return int(value)
 
 
-def _integers(name: str, values, minimum: int) -> list[int]:
+def require_positive(name: str, value: Any) -> None:
+    """Raise a ValueError that begins with `name` unless `value` is a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a positive number, got {value!r}.")
+
+
+def require_fraction(name: str, value: Any) -> None:
+    """Raise a ValueError that begins with `name` unless `value` is a number between 0 and 1, both excluded."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {value!r}.")
+
+
+def _require_integers(name: str, values: Any, minimum: int) -> list[int]:
     if not isinstance(values, (list, tuple)) or not values:
         raise ValueError(f"{name} must be a non-empty list of integers, one for each stage, got {values!r}.")
-    return [_integer(f"{name}[{index}]", value, minimum) for index, value in enumerate(values)]
+    return [require_integer(f"{name}[{index}]", value, minimum) for index, value in enumerate(values)]
 
 
 NulaConfig.register_for_auto_class()

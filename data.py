@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 from tqdm import tqdm
 
 from nula.image_processing_nula import NulaImageProcessor
-from nula.pipeline_nula import load_image
+from nula.reading_nula import load_image
 
 if TYPE_CHECKING:  # `datasets` is imported where data are read: cards and payloads do without it
     from datasets import Dataset, Features

@@ -1,9 +1,10 @@
 """From any image to NULA's input: RGB, 32x32, antialiased resize, scaled to [-1, 1]."""
 
 import contextlib
+import os
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,13 +15,17 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 IMAGE_MEAN = (0.5, 0.5, 0.5)
 IMAGE_STD = (0.5, 0.5, 0.5)
 RESAMPLING = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+PROCESS = os.getpid()  # which imported this
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
 MODES_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
-def normalize(
-    pixels: torch.Tensor, mean: Sequence[float] = IMAGE_MEAN, std: Sequence[float] = IMAGE_STD
-) -> torch.Tensor:
-    """(pixels − mean) / std per channel: (..., 3, H, W) in [0, 1] to the model's input."""
+def normalize(pixels: Array, mean: Sequence[float] = IMAGE_MEAN, std: Sequence[float] = IMAGE_STD) -> Array:
+    """Return (pixels − mean) / std per channel: (..., 3, H, W) in [0, 1] to the model's input."""
+    if isinstance(pixels, np.ndarray):
+        mean, std = (np.array(values, dtype=pixels.dtype).reshape(-1, 1, 1) for values in (mean, std))
+        centred = pixels - mean
+        return np.divide(centred, std, out=centred)  # more memory would cost more than the division
     mean, std = (
         torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(-1, 1, 1) for values in (mean, std)
     )
@@ -55,7 +60,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _check_range(values: np.ndarray | torch.Tensor, top: float) -> None:
+def _check_range(values: Array, top: float) -> None:
     low, high = values.min().item(), values.max().item()
     if low != low:  # numpy's and torch's minimum of values with a NaN among them is NaN
         raise ValueError(f"values must lie in [0, {top:g}], got NaN.")
@@ -114,7 +119,11 @@ class NulaImageProcessor(BaseImageProcessor):
         input_data_format: str | None = None,
         device: str | torch.device = "cpu",
     ) -> BatchFeature:
-        """
+        """Turn images into the model's input.
+
+        What is and stays in the host's memory is computed by numpy and Pillow, which work in a forked process too:
+        torch's threads do not survive a fork, and an operation of several threads would wait for them for ever.
+
         Args:
             images: one image, a list of images, or an array of images with a leading batch axis.
             return_tensors: "pt" or "np"; without it `pixel_values` is a list of (3, height, width) numpy arrays.
@@ -133,33 +142,48 @@ class NulaImageProcessor(BaseImageProcessor):
                 f'input_data_format must be "channels_first" or "channels_last", got {input_data_format!r}.'
             )
         if _is_array(images) and images.ndim == 4:
-            pixels = self._rescaled(self._pixels_of_array(images, input_data_format).to(device))
+            pixels = self._pixels_of_array(images, input_data_format)
+        elif isinstance(images, (list, tuple)):
+            pixels = self._pixels_of_list(images, input_data_format)
         else:
-            several = isinstance(images, (list, tuple))
-            if several and not images:
-                raise ValueError("images is an empty list; at least one image is needed.")
-            named = (
-                [(f"image {position}: ", image) for position, image in enumerate(images)] if several else [("", images)]
-            )
-            arrays = [self.pixels(image, name, input_data_format) for name, image in named]
-            if len({array.shape for array in arrays}) > 1:
-                sizes = sorted({tuple(array.shape[2:]) for array in arrays})
-                raise ValueError(f"without do_resize all images must have one size, got {sizes}.")
-            if len({(array.dtype, array.device) for array in arrays}) > 1:
-                arrays = [self._rescaled(array.to(device)) for array in arrays]
-            pixels = self._rescaled(torch.cat(arrays).to(device))
+            pixels = self._pixels_of_image(images, input_data_format)
+        pixels = _moved(pixels, device)
+        # In one order in memory, for the same answer to the bit whatever came in.
+        pixels = np.ascontiguousarray(pixels) if isinstance(pixels, np.ndarray) else pixels.contiguous()
+        pixels = self._rescaled(pixels)
         if self.do_normalize:
             pixels = normalize(pixels, self.image_mean, self.image_std)
-        pixels = pixels.contiguous()  # in one order in memory, for the same answer to the bit whatever came in
-        if return_tensors is None:
-            return BatchFeature({"pixel_values": list(pixels.cpu().numpy())})
-        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
+        if return_tensors == "pt":
+            return BatchFeature({"pixel_values": _as_tensor(pixels)}, tensor_type="pt")
+        pixels = _moved(pixels, "cpu")
+        return BatchFeature({"pixel_values": list(pixels) if return_tensors is None else pixels}, return_tensors)
 
-    def pixels(self, image: Any, name: str = "", input_data_format: str | None = None) -> torch.Tensor:
-        """One image as (1, 3, height, width), resized but neither rescaled nor normalised: uint8, or float32 in [0, 1].
+    def pixels(self, image: Any, input_data_format: str | None = None) -> torch.Tensor:
+        """Resize one image: (1, 3, height, width), neither rescaled nor normalised, uint8 or float32 in [0, 1].
 
-        `name` is put before the message of an error.
+        Raises:
+            ValueError, TypeError: as by `preprocess`.
         """
+        return _as_tensor(self._pixels_of_image(image, input_data_format))
+
+    def _pixels_of_list(self, images: Sequence[Any], input_data_format: str | None) -> Array:
+        if not images:
+            raise ValueError("images is an empty list; at least one image is needed.")
+        arrays = [
+            self._pixels_of_image(image, input_data_format, name=f"image {position}: ")
+            for position, image in enumerate(images)
+        ]
+        if len({array.shape for array in arrays}) > 1:
+            sizes = sorted({tuple(array.shape[2:]) for array in arrays})
+            raise ValueError(f"without do_resize all images must have one size, got {sizes}.")
+        if len({_is_floating(array) for array in arrays}) > 1:
+            arrays = [self._rescaled(array) for array in arrays]
+        if len({str(getattr(array, "device", "cpu")) for array in arrays}) > 1:
+            arrays = [_moved(array, "cpu") for array in arrays]
+        return torch.cat(arrays) if isinstance(arrays[0], torch.Tensor) else np.concatenate(arrays)
+
+    def _pixels_of_image(self, image: Any, input_data_format: str | None, name: str = "") -> Array:
+        """`name` is put before the message of an error."""
         try:
             if isinstance(image, Image.Image):
                 image = to_rgb(image)
@@ -175,7 +199,7 @@ class NulaImageProcessor(BaseImageProcessor):
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{name}{error}") from error
 
-    def _pixels_of_array(self, images: np.ndarray | torch.Tensor, input_data_format: str | None) -> torch.Tensor:
+    def _pixels_of_array(self, images: Array, input_data_format: str | None) -> Array:
         """(B, H, W, 3) or (B, 3, H, W) to (B, 3, height, width), uint8 for integers and float32 for others, resized."""
         shape = tuple(images.shape)
         channels_last = input_data_format == "channels_last" or (input_data_format is None and shape[1] != 3)
@@ -185,49 +209,85 @@ class NulaImageProcessor(BaseImageProcessor):
             )
         if 0 in shape:
             raise ValueError(f"an array must hold at least one image of at least one pixel, got shape {shape}.")
-        images = _to_tensor(images)
-        if images.dtype != torch.uint8:
-            _check_range(images, 1 if images.is_floating_point() else 255)
-        if not images.is_floating_point():
-            images = images.to(torch.uint8)
+        images = _numbers(images)
         if channels_last:
-            images = images.permute(0, 3, 1, 2)
-        height, width = self.size["height"], self.size["width"]
-        if not self.do_resize or images.shape[2:] == (height, width):
+            images = images.swapaxes(2, 3).swapaxes(1, 2)
+        if not self.do_resize or images.shape[2:] == (self.size["height"], self.size["width"]):
             return images
-        if images.dtype == torch.uint8 and images.device.type == "cpu":
-            # As PIL images are resized, for the same answer to the same pixels.
-            arrays = images.permute(0, 2, 3, 1).numpy()
-            resized = [np.asarray(Image.fromarray(array).resize((width, height), self.resample)) for array in arrays]
-            return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
-        top = 255 if images.dtype == torch.uint8 else 1
-        mode = RESAMPLING[self.resample]
-        resized = F.interpolate(images.float(), (height, width), mode=mode, antialias=True).clamp(0, top)
-        return resized.round().to(torch.uint8) if images.dtype == torch.uint8 else resized
+        if isinstance(images, torch.Tensor):
+            return self._interpolated(images)
+        if _is_floating(images):
+            if os.getpid() != PROCESS:  # a forked one, without torch's threads; Pillow would round otherwise
+                torch.set_num_threads(1)
+            return self._interpolated(torch.from_numpy(images)).numpy()
+        # As PIL images are resized, for the same answer to the same pixels.
+        pictures = [Image.fromarray(image) for image in images.transpose(0, 2, 3, 1)]
+        resized = [picture.resize((self.size["width"], self.size["height"]), self.resample) for picture in pictures]
+        return np.stack(resized).transpose(0, 3, 1, 2)
 
-    def _rescaled(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _interpolated(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) to (B, 3, height, width), of the same dtype, by torch's antialiased interpolation."""
+        mode, top = RESAMPLING[self.resample], 1 if images.is_floating_point() else 255
+        size = (self.size["height"], self.size["width"])
+        resized = F.interpolate(images.float(), size, mode=mode, antialias=True).clamp(0, top)
+        return resized if images.is_floating_point() else resized.round().to(torch.uint8)
+
+    def _rescaled(self, pixels: Array) -> Array:
         """float32 of uint8, times the factor; floating-point pixels as they are."""
-        if pixels.is_floating_point():
+        if _is_floating(pixels):
             return pixels
-        return pixels.float() * self.rescale_factor if self.do_rescale else pixels.float()
+        pixels = pixels.astype(np.float32) if isinstance(pixels, np.ndarray) else pixels.float()
+        if self.do_rescale:
+            pixels *= float(self.rescale_factor)
+        return pixels
 
 
-def _to_tensor(images: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """uint8, int64 or float32, whatever numeric type came in: torch computes little with the others."""
-    is_numpy = isinstance(images, np.ndarray)
-    if images.dtype.kind not in "uif" if is_numpy else images.is_complex() or images.dtype == torch.bool:
+def _numbers(images: Array) -> Array:
+    """uint8 of integers 0..255 and float32 of floating-point numbers in [0, 1]; numpy's if in the host's memory.
+
+    Raises:
+        ValueError: other kinds of numbers or values, or a tensor that holds no data.
+    """
+    if isinstance(images, np.ndarray):
+        wrong = images.dtype.kind not in "uif"
+    else:
+        wrong = images.is_complex() or images.dtype == torch.bool
+    if wrong:
         raise ValueError(
             f"an array must hold integers (0..255) or floating-point numbers ([0, 1]), got {images.dtype}."
         )
-    if is_numpy:
-        dtype = np.float32 if images.dtype.kind == "f" else np.uint8 if images.dtype == np.uint8 else np.int64
-        return torch.from_numpy(np.require(images, dtype, "CW"))  # a copy if the memory is read-only, as a PIL image's
-    if images.layout != torch.strided or images.is_meta:
-        raise ValueError(f"a tensor must be dense and hold its data, got {images.layout} on {images.device}.")
-    images = images.detach()
-    if images.is_floating_point():
-        return images.float()
-    return images if images.dtype == torch.uint8 else images.long()
+    if isinstance(images, torch.Tensor):
+        if images.layout != torch.strided or images.is_meta:
+            raise ValueError(f"a tensor must be dense and hold its data, got {images.layout} on {images.device}.")
+        images = images.detach()
+        images = images.float() if images.is_floating_point() else images  # numpy has no bfloat16
+        images = _moved(images, images.device)
+    else:
+        dtype = np.float32 if images.dtype.kind == "f" else images.dtype
+        images = np.require(images, dtype, "CW")  # a copy if the memory is read-only, as a PIL image's
+    if images.dtype == (np.uint8 if isinstance(images, np.ndarray) else torch.uint8):
+        return images
+    _check_range(images, 1 if _is_floating(images) else 255)
+    if _is_floating(images):
+        return images
+    return images.astype(np.uint8) if isinstance(images, np.ndarray) else images.to(torch.uint8)
+
+
+def _moved(array: Array, device: str | torch.device) -> Array:
+    """`array` on `device`: numpy's in the host's memory, torch's elsewhere."""
+    if isinstance(array, np.ndarray) and torch.device(device).type == "cpu":
+        return array
+    tensor = _as_tensor(array).to(device)
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+
+def _as_tensor(array: Array) -> torch.Tensor:
+    """The same memory."""
+    return torch.from_numpy(array) if isinstance(array, np.ndarray) else array
+
+
+def _is_floating(array: Array) -> bool:
+    return array.dtype.kind == "f" if isinstance(array, np.ndarray) else array.is_floating_point()
 
 
 def _is_array(value: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndNoAttention, ImageClassifierOutputWithNoAttention
@@ -95,10 +96,30 @@ class NulaStage(nn.Module):
         return self.layers(self.downsampling(self.widening(features)))
 
 
+class NulaRecomputation:
+    """A stage for one gradient checkpoint: called again by the backward pass, it leaves the running statistics alone.
+
+    Batch normalisation in training updates its running statistics in every forward pass, so that computing a stage a
+    second time would count its batch twice.
+    """
+
+    def __init__(self, stage: NulaStage):
+        self.stage = stage
+        self.computed = False
+
+    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+        if not self.computed:
+            self.computed = True
+            return self.stage(features)
+        buffers = {name: buffer.clone() for name, buffer in self.stage.named_buffers()}
+        return functional_call(self.stage, buffers, (features,))
+
+
 class NulaPreTrainedModel(PreTrainedModel):
     config_class = NulaConfig
     base_model_prefix = "nula"
     main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
     _no_split_modules = ["NulaConvLayer", "NulaResidualLayer"]  # noqa: RUF012 (the base class's own form)
 
     @torch.no_grad()
@@ -123,6 +144,7 @@ class NulaModel(NulaPreTrainedModel):
 
     def __init__(self, config: NulaConfig):
         super().__init__(config)
+        self.gradient_checkpointing = False  # set by gradient_checkpointing_enable()
         self.stem = NulaStem(config.num_channels, config.stem_channels, config.stem_dropout)
         widths = [config.stem_channels, *config.hidden_sizes]
         self.stages = nn.ModuleList(
@@ -165,7 +187,10 @@ class NulaModel(NulaPreTrainedModel):
         features = self.stem(pixel_values)
         hidden_states = (features,)
         for stage in self.stages:
-            features = stage(features)
+            if self.gradient_checkpointing and self.training:
+                features = self._gradient_checkpointing_func(NulaRecomputation(stage), features)
+            else:
+                features = stage(features)
             hidden_states += (features,)
         pooled = features.mean(dim=(2, 3))  # (B, C)
         if not return_dict:
@@ -187,6 +212,8 @@ class NulaForImageClassification(NulaPreTrainedModel):
                 "NulaForImageClassification gives each image one of at least two labels; got "
                 f"num_labels={config.num_labels}, problem_type={config.problem_type!r}."
             )
+        # Whoever names other classes by `id2label` alone would otherwise save the old names beside the new ones.
+        config.label2id = {label: index for index, label in config.id2label.items()}
         self.nula = NulaModel(config)
         self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels)
         self.post_init()

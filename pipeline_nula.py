@@ -1,37 +1,32 @@
 """Image classification from any source of images; named by `custom_pipelines` in config.json."""
 
-import io
-import os
-import time
-import urllib.parse
-import urllib.request
-import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 from transformers import ImageClassificationPipeline
 
-URL_SCHEMES = ("http://", "https://", "data:")
-URL_CHARACTERS = "!#$%&'()*+,/:;=?@[]~"  # that stay as they are in one; others, such as spaces, are quoted
-# Pixels and nothing else: PIL would start Ghostscript for EPS, and has others decoded by whoever registered for them.
-FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
-TIMEOUT = 30.0  # seconds that a URL's server may be silent, and that its content may take in all
-MAX_BYTES = 100 * 2**20  # of what a URL gives
+from .configuration_nula import require_fraction, require_integer, require_positive
+from .reading_nula import (
+    BYTES,
+    IN_MEMORY,
+    MAX_BYTES,
+    TIMEOUT,
+    explained,
+    image_files,
+    is_folder,
+    load_image,
+    rows,
+)
+from .smoothing_nula import CONFIDENCE, certify
+
 BATCH_SIZE = 64  # images a forward pass, where that many are at hand
 THREADS = 8  # that read and decode files and URLs
-CONFIDENCE = 0.999  # that a certificate holds; Cohen et al.'s
-SELECTION_DRAWS = 100  # of the noise, by which the class is chosen that is then certified; Cohen et al.'s
-
-IN_MEMORY = (Image.Image, np.ndarray, torch.Tensor)
-BYTES = (bytes, bytearray, memoryview)
 
 
 class NulaImageClassificationPipeline(ImageClassificationPipeline):
@@ -90,8 +85,10 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
         inputs = kwargs.pop("images", inputs)  # as the stock pipeline calls them too
         batch_size = kwargs.pop("batch_size", self._batch_size)
         num_workers = kwargs.pop("num_workers", self._num_workers)
-        _require("batch_size", batch_size, *_whole(1))
-        _require("num_workers", num_workers, *_whole(0))
+        if batch_size is not None:
+            require_integer("batch_size", batch_size, minimum=1)
+        if num_workers is not None:
+            require_integer("num_workers", num_workers, minimum=0)
         of_pipeline = (self._preprocess_params, self._forward_params, self._postprocess_params)
         parameters = [default | given for default, given in zip(of_pipeline, self._sanitize_parameters(**kwargs))]
         if ("noise_draws" in parameters[1]) != ("noise_std" in parameters[1]):
@@ -112,7 +109,7 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
         if isinstance(inputs, (Iterator, IterableDataset)):
             return answers(inputs)
         if isinstance(inputs, (Dataset, Sequence)) and not isinstance(inputs, (str, *BYTES)):
-            return answers(_rows(inputs))
+            return answers(rows(inputs))
         return next(answers([inputs], alone=True))
 
     def _sanitize_parameters(
@@ -126,13 +123,14 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
         noise_std: float | None = None,
         confidence: float | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        _require("top_k", top_k, *_whole(1))
-        _require("timeout", timeout, *POSITIVE)
-        _require("max_bytes", max_bytes, *_whole(1))
-        _require("on_error", on_error, '"raise" or "return"', lambda value: value in ("raise", "return"))
-        _require("noise_draws", noise_draws, *_whole(1))
-        _require("noise_std", noise_std, *POSITIVE)
-        _require("confidence", confidence, "between 0 and 1", lambda value: _is_number(value) and 0 < value < 1)
+        for name, value in _given({"top_k": top_k, "max_bytes": max_bytes, "noise_draws": noise_draws}).items():
+            require_integer(name, value, minimum=1)
+        for name, value in _given({"timeout": timeout, "noise_std": noise_std}).items():
+            require_positive(name, value)
+        if on_error not in (None, "raise", "return"):
+            raise ValueError(f'on_error must be "raise" or "return", got {on_error!r}.')
+        if confidence is not None:
+            require_fraction("confidence", confidence)
         preprocess, _, postprocess = super()._sanitize_parameters(top_k, function_to_apply, timeout)
         forward = {"noise_draws": noise_draws, "noise_std": noise_std, "confidence": confidence}
         preprocess |= {"max_bytes": max_bytes, "on_error": on_error}
@@ -193,8 +191,8 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
             if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
                 raise error
             if on_error == "raise":
-                raise _explained(error, items[place], items[place].place) from error
-            errors[place] = _explained(error, items[place])
+                raise explained(error, items[place].image, items[place].place) from error
+            errors[place] = explained(error, items[place].image)
 
         images: dict[int, Any] = {}
         for place, item in enumerate(items):
@@ -274,124 +272,6 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
         return [[{"label": names[index], "score": score} for score, index in zip(*pair)] for pair in chosen]
 
 
-def certify(
-    classify: Callable[[torch.Tensor], torch.Tensor],
-    image: torch.Tensor,
-    noise_std: float,
-    noise_draws: int,
-    confidence: float = CONFIDENCE,
-    *,
-    batch_size: int = 256,
-    generator: torch.Generator | None = None,
-) -> tuple[int | None, float, float]:
-    """The smoothed classifier's answer to `image` (3, H, W), the lower bound of its probability, and its L2 radius.
-
-    The smoothed classifier g answers with the class that `classify`, from images (B, 3, H, W) to logits (B, classes),
-    gives most often for image + N(0, noise_std²). With at least the given confidence over the draws, g answers the
-    same to every image whose L2 distance from this one, over all its pixel values, is below the radius; this holds for
-    any `classify`. The class is chosen by 100 draws; `noise_draws` others bound its probability p from below (Clopper
-    and Pearson, one-sided), and the radius is noise_std · Φ⁻¹(p). Where p is not above 1/2 it abstains: (None, p, 0).
-    Algorithm CERTIFY of J. Cohen, E. Rosenfeld and Z. Kolter, "Certified Adversarial Robustness via Randomized
-    Smoothing" (ICML 2019).
-
-    Draws are `generator`'s, of the image's device, or torch's own.
-
-    Raises:
-        ImportError: scipy is not installed.
-        ValueError: no draws, a standard deviation that is not positive, or logits that are not finite.
-    """
-    _require("noise_draws", noise_draws, *_whole(1))
-    _require("noise_std", noise_std, *POSITIVE)
-    try:
-        from scipy.stats import binomtest, norm
-    except ImportError:
-        raise ImportError("certificates need scipy; pip install scipy.") from None
-
-    def count(draws: int) -> torch.Tensor:
-        counts = 0
-        for start in range(0, draws, batch_size):
-            shape = (min(batch_size, draws - start), *image.shape)
-            logits = classify(image + noise_std * torch.randn(shape, generator=generator, device=image.device))
-            if not logits.isfinite().all():
-                raise ValueError("the model's logits are not finite under this noise; nothing can be certified.")
-            counts = counts + torch.bincount(logits.argmax(dim=1), minlength=logits.shape[1])
-        return counts
-
-    label = int(count(SELECTION_DRAWS).argmax())
-    votes = int(count(noise_draws)[label])
-    test = binomtest(votes, noise_draws, alternative="greater")
-    bound = float(test.proportion_ci(confidence, method="exact").low)
-    return (label, bound, noise_std * float(norm.ppf(bound))) if bound > 0.5 else (None, bound, 0.0)
-
-
-def image_files(folder: str | os.PathLike) -> list[Path]:
-    """The image files in and below `folder`, sorted, told by their suffixes; one warning tells of all other files.
-
-    Files and folders whose names begin with a dot are passed over.
-    """
-    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
-
-    def hidden(file: Path) -> bool:
-        return any(part.startswith(".") for part in file.relative_to(folder).parts)
-
-    files = sorted(file for file in Path(folder).rglob("*") if file.is_file() and not hidden(file))
-    others = [file for file in files if file.suffix.lower() not in known]
-    if others:
-        told = (
-            f"{len(others)} of {len(files)} files have no image's suffix and are skipped, such as {others[0].name!r}."
-        )
-        warnings.warn(f"{os.fspath(folder)!r}: {told}", stacklevel=2)
-    return [file for file in files if file.suffix.lower() in known]
-
-
-def load_image(source: Any, timeout: float = TIMEOUT, max_bytes: int = MAX_BYTES) -> Any:
-    """The decoded image of a path, URL or bytes; a PIL image or array as it is. Nothing else here opens anything."""
-    if isinstance(source, _Unreadable):
-        raise source.error
-    if isinstance(source, IN_MEMORY):
-        return source
-    if _is_url(source):
-        holds_data = source[:5].lower() == "data:"
-        if holds_data and "," not in source:
-            raise ValueError("a data URL has a comma before its data.")
-        end = time.monotonic() + timeout
-        address = source if holds_data else urllib.parse.quote(source, safe=URL_CHARACTERS)
-        request = urllib.request.Request(address, headers={"User-Agent": "nula"})  # some hosts refuse Python's own
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            content = bytearray()
-            while chunk := response.read1(2**16):
-                content += chunk
-                if len(content) > max_bytes:
-                    raise ValueError(f"there are more than {max_bytes:,} bytes; pass max_bytes to take more.")
-                if time.monotonic() > end:
-                    raise ValueError(f"timed out: not complete after {timeout:g} s; pass timeout to wait longer.")
-        source = bytes(content)
-    if isinstance(source, BYTES):
-        source = io.BytesIO(source)
-    elif not isinstance(source, (str, os.PathLike)):
-        raise TypeError(
-            "an image must be a path, a URL, bytes, a PIL image, a numpy array or a torch tensor; several come as a "
-            "list, a tuple, an iterator, a torch data set (such as KeyDataset, of one column) or a folder."
-        )
-    elif is_folder(source):
-        raise ValueError("this folder holds no image.")
-    too_large = "it has more pixels than PIL.Image.MAX_IMAGE_PIXELS ({}); raise that to take it.".format
-    try:
-        Image.init()
-        with Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:
-                raise ValueError(too_large(limit))
-            image.load()
-            return image
-    except Image.DecompressionBombError:
-        raise ValueError(too_large(Image.MAX_IMAGE_PIXELS)) from None
-    except Image.UnidentifiedImageError:
-        raise ValueError(
-            "this is no image of a known kind (PNG, JPEG, WebP, GIF, BMP, TIFF and the like), or it is damaged."
-        ) from None
-
-
 @dataclass(frozen=True)
 class _Item:
     """An image, its place among several, for messages, and whether it is the last of those that came with it."""
@@ -399,37 +279,6 @@ class _Item:
     place: str
     image: Any
     last: bool = True
-
-
-@dataclass(frozen=True)
-class _Unreadable:
-    """What stands for a row that its data set could not give."""
-
-    error: Exception
-
-
-def _explained(error: Exception, item: _Item, place: str = "") -> Exception:
-    """`error` as one of three kinds, with the item's place and name before its message."""
-    name = (f"{place}: " if place else "") + _describe(item.image)
-    if isinstance(error, FileNotFoundError) and isinstance(item.image, (str, os.PathLike)):
-        return FileNotFoundError(f"{name}: there is no such file; give the path or URL of an image.")
-    kind = TypeError if isinstance(error, TypeError) else ValueError
-    # Of an OSError without the file's name, which may be very long.
-    return kind(f"{name}: {(isinstance(error, OSError) and error.strerror) or error}")
-
-
-def _describe(image: Any) -> str:
-    """A name for messages: the path or URL itself, else the kind and shape."""
-    if isinstance(image, (str, os.PathLike)):
-        name = os.fspath(image)
-        return repr(name if len(name) <= 200 else name[:200] + "...")
-    if isinstance(image, (np.ndarray, torch.Tensor)):
-        return f"{type(image).__name__} of shape {tuple(image.shape)}"
-    if isinstance(image, BYTES):
-        return f"{memoryview(image).nbytes:,} bytes"
-    if isinstance(image, _Unreadable):
-        return "row of the data set"
-    return f"{type(image).__name__} of size {image.size}" if isinstance(image, Image.Image) else type(image).__name__
 
 
 def _flattened(items: Iterable[Any], sizes: deque, alone: bool) -> Iterator[_Item]:
@@ -448,20 +297,6 @@ def _flattened(items: Iterable[Any], sizes: deque, alone: bool) -> Iterator[_Ite
                 yield _Item(", ".join([*place, f"image {index}"]), image, last=index == len(group) - 1)
 
 
-def _is_url(source: Any) -> bool:
-    return isinstance(source, str) and source[: max(map(len, URL_SCHEMES))].lower().startswith(URL_SCHEMES)
-
-
-def is_folder(item: Any) -> bool:
-    """Whether `item` is the path of a folder. The empty path is none, though it would be the working directory."""
-    if not isinstance(item, (str, os.PathLike)) or item == "" or _is_url(item):
-        return False
-    try:
-        return Path(item).is_dir()
-    except OSError:  # no file can have this name
-        return False
-
-
 def _regrouped(results: Iterator[Any], sizes: deque) -> Iterator[Any]:
     """One result, or list of results, for each item behind `_flattened`."""
     for result in results:
@@ -472,15 +307,6 @@ def _regrouped(results: Iterator[Any], sizes: deque) -> Iterator[Any]:
         yield result if size is None else [result, *(next(results) for _ in range(size - 1))]
     for _ in sizes:  # batches of no images at the end
         yield []
-
-
-def _rows(rows: Any) -> Iterator[Any]:
-    """The rows one by one, and _Unreadable for one that cannot be read."""
-    for index in range(len(rows)):
-        try:
-            yield rows[index]
-        except Exception as error:  # a data set decodes by PIL, which raises OSError, SyntaxError, struct.error, ...
-            yield _Unreadable(error)
 
 
 def _batches(images: Iterator[_Item], batch_size: int, one_by_one: bool) -> Iterator[list[_Item]]:
@@ -509,22 +335,6 @@ def _kind(image: Any) -> tuple:
     """What arrays must have in common to be stacked."""
     names = ("shape", "dtype", "device", "layout")
     return (isinstance(image, torch.Tensor), *(getattr(image, name, None) for name in names))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating))
-
-
-POSITIVE = ("a positive number", lambda value: _is_number(value) and 0 < value < float("inf"))
-
-
-def _whole(least: int) -> tuple[str, Callable[[Any], bool]]:
-    return f"an integer of at least {least}", lambda value: isinstance(value, (int, np.integer)) and value >= least
-
-
-def _require(name: str, value: Any, allowed: str, holds: Callable[[Any], bool]) -> None:
-    if value is not None and not holds(value):
-        raise ValueError(f"{name} must be {allowed}, got {value!r}.")
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from nula.evaluation.null_space import PROJECTIONS, attack
 from nula.perturbations.appearance import gaussian_noise
 from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from nula.perturbations.sampling import checkerboard, decimate, resize
-from nula.pipeline_nula import CONFIDENCE, certify
 from nula.records.table import Table
+from nula.smoothing_nula import CONFIDENCE, certify
 
 SIGMAS = (0.0, 0.025, 0.05, 0.1)  # of Gaussian noise, at which derivatives are taken
 EPSILONS = (2, 4, 8)  # bounds of the attack, in 255ths of the pixel range

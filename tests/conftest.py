@@ -3,7 +3,7 @@
 import os
 import tempfile
 
-# One thread for each of pytest-xdist's workers and of the programs they start; torch reads this when it is imported.
+# One thread for each of pytest-xdist's workers and of the programs that they start; torch reads this at import.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["NO_PROXY"] = "127.0.0.1,localhost"

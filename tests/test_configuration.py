@@ -1,3 +1,6 @@
+import json
+
+import numpy as np
 import pytest
 
 from nula.configuration_nula import CIFAR10_LABELS, NulaConfig
@@ -15,11 +18,39 @@ def test_other_classes_can_be_named():
     assert NulaConfig(id2label={0: "a", 1: "b"}).num_labels == 2
 
 
+def test_numpys_integers_are_saved_as_integers(tmp_path):
+    NulaConfig(stem_channels=np.int64(4), hidden_sizes=[np.int32(8)], depths=[0]).save_pretrained(tmp_path)
+    loaded = NulaConfig.from_pretrained(tmp_path)
+    assert (loaded.stem_channels, loaded.hidden_sizes) == (4, [8])
+
+
 def test_it_survives_saving(tmp_path):
     NulaConfig(stem_dropout=0.5, hidden_sizes=(8, 16), depths=(0, 2)).save_pretrained(tmp_path)
     loaded = NulaConfig.from_pretrained(tmp_path)
     assert (loaded.stem_dropout, loaded.hidden_sizes, loaded.depths) == (0.5, [8, 16], [0, 2])
     assert loaded.custom_pipelines["image-classification"]["impl"] == "pipeline_nula.NulaImageClassificationPipeline"
+
+
+def test_code_of_another_repository_is_named_as_that_beside_the_copy(tmp_path):
+    """As old versions of transformers named it; saving copies the code, so that the copy needs nobody else's."""
+    config = NulaConfig(
+        auto_map={
+            "AutoConfig": "owner/nula--configuration_nula.NulaConfig",
+            "AutoModelForImageClassification": "owner/nula--modeling_nula.NulaForImageClassification",
+        },
+        custom_pipelines={
+            "image-classification": {
+                "impl": "owner/nula--pipeline_nula.NulaImageClassificationPipeline",
+                "pt": ["AutoModelForImageClassification"],
+                "type": "image",
+            }
+        },
+    )
+    assert config.auto_map["AutoConfig"] == "owner/nula--configuration_nula.NulaConfig"
+    config.save_pretrained(tmp_path)
+    saved, plain = json.loads((tmp_path / "config.json").read_text()), NulaConfig().to_dict()
+    assert saved["auto_map"] == plain["auto_map"]
+    assert saved["custom_pipelines"] == plain["custom_pipelines"]
 
 
 @pytest.mark.parametrize(

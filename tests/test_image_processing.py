@@ -1,12 +1,17 @@
 import io
+import itertools
+import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import photograph
+from conftest import ROOT, photograph
 from PIL import Image
 
-from nula.image_processing_nula import NulaImageProcessor, to_rgb
+from nula.image_processing_nula import IMAGE_MEAN, IMAGE_STD, NulaImageProcessor, normalize, to_rgb
 
 processor = NulaImageProcessor()
 
@@ -80,6 +85,115 @@ def test_saved_and_loaded_settings_are_kept(tmp_path):
     loaded = NulaImageProcessor.from_pretrained(tmp_path)
     assert loaded(photograph(), return_tensors="pt").pixel_values.shape == (1, 3, 48, 40)
     assert (loaded.resample, loaded.image_std) == (2, [1, 1, 0.25])
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 48), (40, 64)])
+def test_other_sizes(height, width):
+    other = NulaImageProcessor(size={"height": height, "width": width})
+    array = photograph(100, 75)
+    expected = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling.BICUBIC))
+    expected = torch.from_numpy(expected / 127.5 - 1).permute(2, 0, 1).float()
+    for form in (array, Image.fromarray(array), torch.from_numpy(array).permute(2, 0, 1)):
+        torch.testing.assert_close(other(form, return_tensors="pt").pixel_values[0], expected)
+    mixed = other([array, photograph(height, width), array / 255], return_tensors="np").pixel_values
+    assert mixed.shape == (3, 3, height, width)
+    torch.testing.assert_close(
+        torch.from_numpy(mixed[1]), torch.from_numpy(photograph(height, width).T / 127.5 - 1).float().mT
+    )
+    torch.testing.assert_close(torch.from_numpy(mixed[2]), expected, atol=0.02, rtol=0)
+
+
+def test_numpy_computes_the_same_to_the_bit_as_torch():
+    """As every answer before was computed, and as it is on other devices."""
+    every_value = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    for mean, std in ((IMAGE_MEAN, IMAGE_STD), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))):
+        settings = NulaImageProcessor(do_resize=False, image_mean=mean, image_std=std)
+        expected = normalize(torch.from_numpy(every_value).permute(0, 3, 1, 2).float() * (1 / 255), mean, std)
+        assert np.array_equal(settings(every_value, return_tensors="np").pixel_values, expected.numpy())
+
+
+PARENT = """
+import sys
+import datasets, numpy as np, torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from nula.configuration_nula import NulaConfig
+from nula.image_processing_nula import NulaImageProcessor
+from nula.modeling_nula import NulaForImageClassification
+
+torch.set_num_threads(4)
+rng = np.random.default_rng(0)
+images = [Image.fromarray(rng.integers(0, 256, (32 + 8 * (i % 2), 40, 3), dtype=np.uint8)) for i in range(64)]
+processor = NulaImageProcessor()
+model = NulaForImageClassification(NulaConfig())
+with torch.no_grad():
+    model(torch.randn(64, 3, 32, 32))  # from here on there are threads that a fork does not copy
+forms = {
+    "images": lambda batch: batch,
+    "arrays": lambda batch: [np.asarray(image) for image in batch],
+    "batch": lambda batch: np.stack([np.asarray(image.resize((64, 64))) for image in batch] * 40),
+    "fractions": lambda batch: np.stack([np.asarray(image.resize((64, 64))) / 255 for image in batch] * 40),
+}
+"""
+MAP = """
+def process(batch, form, kind):
+    pixels = processor(forms[form](batch["image"]), return_tensors=kind)["pixel_values"]
+    return {"pixel_values": pixels[: len(batch["image"])]}
+
+
+table = datasets.Dataset.from_dict({"image": images})
+for form in forms:
+    for kind in (None, "np", "pt"):
+        options = {"form": form, "kind": kind}
+        mapped = table.map(process, batched=True, batch_size=32, num_proc=2, fn_kwargs=options).with_format("numpy")
+        expected = [process({"image": half}, **options)["pixel_values"] for half in (images[:32], images[32:])]
+        assert np.array_equal(mapped["pixel_values"][:], np.concatenate([np.asarray(half) for half in expected]))
+        print(form, kind)
+"""
+LOAD = """
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return len(images)
+
+    def __getitem__(self, index):
+        return processor(images[index], return_tensors="pt")["pixel_values"][0]
+
+
+loaded = torch.cat(list(DataLoader(Rows(), batch_size=8, num_workers=2)))
+assert torch.equal(loaded, processor(images, return_tensors="pt")["pixel_values"])
+print("same")
+"""
+
+
+def run_parent(code: str) -> str:
+    """Standard output of a process that may not take longer than a minute; what hangs raises TimeoutExpired."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", PARENT + code]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # its workers too
+            raise
+    assert process.returncode == 0, errors
+    return output
+
+
+def test_forked_workers_of_a_parent_with_threads():
+    done = [tuple(line.split()) for line in run_parent(MAP).splitlines()]
+    assert done == list(itertools.product(("images", "arrays", "batch", "fractions"), ("None", "np", "pt")))
+
+
+def test_workers_of_a_data_loader():
+    assert run_parent(LOAD) == "same\n"
 
 
 def one_pixel(mode: str, value, **save) -> tuple[int, ...]:

@@ -1,7 +1,13 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import CAT, ROOT, run_without_nula
+from hub import Hub
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -160,3 +166,147 @@ def test_golden_logits_of_the_released_weights(version, pixels):
         logits = model(normalize(pixels)).logits
     with np.load(ROOT / "releases" / version / "results" / "golden.npz") as golden:
         np.testing.assert_allclose(logits.numpy(), golden["logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(tiny_model, pixels, reentrant):
+    """Of two batches in a row: the second backward pass would meet statistics that the first has counted twice."""
+    for module in tiny_model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)  # else the residual layers have no gradient
+    tiny_model.train()
+    state = {name: value.clone() for name, value in tiny_model.state_dict().items()}
+
+    def train() -> dict[str, torch.Tensor]:
+        tiny_model.load_state_dict(state)
+        tiny_model.zero_grad()
+        for seed, batch in enumerate(normalize(pixels).split(8)):
+            torch.manual_seed(seed)
+            tiny_model(batch, labels=torch.arange(8)).loss.backward()
+        gradients = {f"gradient of {name}": value.grad.clone() for name, value in tiny_model.named_parameters()}
+        return gradients | {name: value.clone() for name, value in tiny_model.named_buffers()}
+
+    expected = train()
+    assert expected["nula.stages.2.layers.0.normalization.num_batches_tracked"] == 2
+    calls = []
+    for stage in tiny_model.nula.stages:
+        stage.register_forward_pre_hook(lambda *_: calls.append("stage"))
+    tiny_model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert tiny_model.is_gradient_checkpointing
+    checkpointed = train()
+    assert len(calls) == 12  # each stage twice for each batch
+    assert checkpointed.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(expected[name], checkpointed[name])] == []
+
+    calls.clear()
+    tiny_model.gradient_checkpointing_disable()
+    train()
+    assert len(calls) == 6
+    tiny_model.gradient_checkpointing_enable()
+    calls.clear()
+    tiny_model.eval()(normalize(pixels)).logits.sum().backward()
+    assert len(calls) == 3  # evaluation computes nothing twice
+
+
+FEATURES = """
+import json
+from PIL import Image
+import torch
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+torch.set_num_threads(1)
+
+
+def features(name, path):
+    "Of the image by AutoModel, by the pipeline, and by the classifier's own network; and what loading reports."
+    model, report = AutoModel.from_pretrained(name, trust_remote_code=True, output_loading_info=True)
+    classifier, of_classifier = AutoModelForImageClassification.from_pretrained(
+        name, trust_remote_code=True, output_loading_info=True)
+    processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
+    extract = pipeline("image-feature-extraction", model=name, trust_remote_code=True)
+    inputs = processor(Image.open(path), return_tensors="pt")
+    with torch.no_grad():
+        found = [model.eval()(**inputs).pooler_output, torch.tensor(extract(path, pool=True)),
+                 classifier.eval().nula(**inputs).pooler_output]
+    reports = [[sorted(of[key]) for key in ("missing_keys", "unexpected_keys")] for of in (report, of_classifier)]
+    return model, processor, extract, {"features": [value.tolist() for value in found], "reports": reports}
+
+
+"""
+SAVE = """
+name, path = sys.argv[1:]
+model, processor, extract, found = features(name, path)
+model.save_pretrained("bare")
+processor.save_pretrained("bare")
+classifier = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=True)
+classifier.save_pretrained("classifier")
+processor.save_pretrained("classifier")
+extract.save_pretrained("extractor")
+pipeline("image-classification", model=name, trust_remote_code=True).save_pretrained("pipeline")
+print(json.dumps(found))
+"""
+LOAD = """
+*names, path = sys.argv[1:]
+print(json.dumps([features(name, path)[-1] for name in names]))
+"""
+HEAD = ["classifier.bias", "classifier.weight"]
+
+
+def auto_map(folder: Path) -> dict[str, str]:
+    return json.loads((folder / "config.json").read_text())["auto_map"]
+
+
+def test_auto_model_gives_the_features_of_every_copy(payload, tmp_path):
+    original = json.loads(run_without_nula(FEATURES + SAVE, tmp_path, payload, CAT))
+    by_model, by_pipeline, by_classifier = original["features"]
+    assert np.shape(by_model) == (1, 496)
+    assert by_model == by_pipeline == by_classifier
+    assert original["reports"] == [[[], HEAD], [[], []]]
+    folders = [tmp_path / name for name in ("classifier", "pipeline", "bare", "extractor")]
+    copies = json.loads(run_without_nula(FEATURES + LOAD, tmp_path, *folders, CAT))
+    without_head = original | {"reports": [[[], []], [HEAD, []]]}
+    assert copies == [original, original, without_head, without_head]
+    assert [auto_map(folder) for folder in folders] == [auto_map(payload)] * 4
+
+
+FINE_TUNE = """
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+import torch
+name, theirs = sys.argv[1:]
+model, processor = (kind.from_pretrained(name, trust_remote_code=True)
+                    for kind in (AutoModelForImageClassification, AutoImageProcessor))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+model.train()(torch.randn(4, 3, 32, 32), labels=torch.arange(4)).loss.backward()
+optimizer.step()
+model.push_to_hub(theirs)
+processor.push_to_hub(theirs)
+"""
+UPLOAD = """
+from huggingface_hub import HfApi
+HfApi().create_repo(sys.argv[2])
+HfApi().upload_folder(repo_id=sys.argv[2], folder_path=sys.argv[1])
+"""
+
+
+def test_auto_model_loads_a_copy_that_was_pushed_from_the_hub_alone(payload, tmp_path, monkeypatch):
+    bare = tmp_path / "payload"
+    shutil.copytree(payload, bare, ignore=shutil.ignore_patterns("*.md", "figures", "examples"))
+    with Hub() as hub:
+        names = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_write"}
+        for key, value in {**names, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}.items():
+            monkeypatch.setenv(key, value)
+        run_without_nula(UPLOAD, tmp_path, bare, "owner/ours")
+        [released] = json.loads(run_without_nula(FEATURES + LOAD, tmp_path, "owner/ours", CAT))
+        run_without_nula(FINE_TUNE, tmp_path, "owner/ours", "owner/theirs")
+        del hub.repositories["owner/ours"]
+        shutil.rmtree(os.environ["HF_HOME"])
+        [tuned] = json.loads(run_without_nula(FEATURES + LOAD, tmp_path, "owner/theirs", CAT))
+    assert released["reports"] == tuned["reports"] == [[[], HEAD], [[], []]]
+    by_model, by_pipeline, by_classifier = tuned["features"]
+    assert by_model == by_pipeline == by_classifier
+    assert by_model != released["features"][0]
+    config = json.loads(hub_file(hub, "owner/theirs", "config.json"))
+    assert config["auto_map"] == auto_map(payload)
+
+
+def hub_file(hub: Hub, repository: str, name: str) -> bytes:
+    return hub.repositories[repository].commits[-1].files[name]

@@ -29,9 +29,12 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import ImageClassificationPipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
+from nula.configuration_nula import NulaConfig
 from nula.image_processing_nula import NulaImageProcessor
 from nula.modeling_nula import NulaForImageClassification
-from nula.pipeline_nula import NulaImageClassificationPipeline, certify, image_files
+from nula.pipeline_nula import NulaImageClassificationPipeline
+from nula.reading_nula import image_files
+from nula.smoothing_nula import certify
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +261,36 @@ def test_images_of_several_sizes_need_resizing(pipe):
         as_they_are(arrays)
 
 
+@pytest.mark.parametrize("classes", [2, 3, 100])
+@pytest.mark.parametrize(("height", "width"), [(48, 48), (40, 64)])
+def test_other_sizes_and_classes(classes, height, width, test_split):
+    names = {index: f"class {index}" for index in range(classes)}
+    torch.manual_seed(0)
+    model = NulaForImageClassification(
+        NulaConfig(stem_channels=4, hidden_sizes=(8, 12), depths=(1, 0), id2label=names)
+    ).eval()
+    processor = NulaImageProcessor(size={"height": height, "width": width})
+    other = NulaImageClassificationPipeline(model=model, image_processor=processor)
+    images = [Image.open(CAT), test_split.images[0].numpy(), Image.open(CAT.with_name("dog.jpg"))]
+    inputs = processor(images, return_tensors="pt").pixel_values
+    assert inputs.shape == (3, 3, height, width)
+    with torch.no_grad():
+        scores, order = model(inputs).logits.softmax(dim=1).sort(dim=1, descending=True)
+    answers = other(images)
+    assert [[entry["label"] for entry in answer] for answer in answers] == [
+        [names[index] for index in row[:5].tolist()] for row in order
+    ]
+    for answer, expected in zip(answers, scores):
+        assert [entry["score"] for entry in answer] == pytest.approx(expected[:5].tolist(), abs=1e-5)
+
+
+def test_a_size_that_is_too_small_for_the_model_is_named(pipe):
+    small = NulaImageProcessor(size={"height": 32, "width": 15})
+    too_small = NulaImageClassificationPipeline(model=pipe.model, image_processor=small)
+    with pytest.raises(ValueError, match=r"must be at least 16x16 pixels, got \(1, 3, 32, 15\)"):
+        too_small(CAT)
+
+
 def test_a_folder_is_answered_file_by_file(pipe, tmp_path):
     for name in ("b/2.png", "b/10.PNG", "a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -315,6 +348,7 @@ def test_errors_are_returned_where_asked_for(pipe, broken, test_split):
         ({"noise_draws": 10, "noise_std": float("inf")}, "noise_std must be a positive number, got inf"),
         ({"noise_draws": 1.5, "noise_std": 0.1}, "noise_draws must be an integer of at least 1"),
         ({"noise_draws": 10, "noise_std": 0.1, "confidence": 1.0}, "confidence must be between 0 and 1"),
+        ({"top_k": True}, "top_k must be an integer of at least 1, got True"),
     ],
 )
 def test_options_out_of_range_are_named(pipe, options, message):

@@ -35,7 +35,9 @@ from nula.records.release import load_releases
 from nula.records.table import Table
 from nula.records.weights import weights_sha256
 
-CODE = {"configuration_nula.py", "modeling_nula.py", "image_processing_nula.py", "pipeline_nula.py"}
+CODE = {
+    f"{name}_nula.py" for name in ("configuration", "modeling", "image_processing", "pipeline", "reading", "smoothing")
+}
 PAYLOAD = CODE | {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
 RELEASES = ROOT / "releases"
 NAMES = sorted(file.parent.name for file in RELEASES.glob("*/release.json"))
@@ -76,6 +78,7 @@ def test_the_payload_holds_its_files_and_the_released_weights(payload, releases)
     assert config["architectures"] == ["NulaForImageClassification"]
     assert config["auto_map"] == {
         "AutoConfig": "configuration_nula.NulaConfig",
+        "AutoModel": "modeling_nula.NulaModel",
         "AutoModelForImageClassification": "modeling_nula.NulaForImageClassification",
     }
     assert config["custom_pipelines"]["image-classification"] == {
