@@ -47,6 +47,7 @@ from nula.records.table import Table
 
 WIDGET_CLASSES = 3  # examples in the widget, each of another class
 PARENT_OPTION = "--v0"  # of the script that fine-tunes, as commands in training.json have it
+NO_OWNER = "local"  # in the hub_id of a run that is on no Hub
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -92,10 +93,10 @@ def default_base(releases: Releases, release: Release, hub_id: str) -> str:
     """Return the Hub id of what `release` was fine-tuned from, where `hub_id` is the release's own.
 
     That is its parent's id, or under another owner than the release's own the repository of that name there. "" where
-    it was trained from scratch, or its parent is not among `releases`.
+    it was trained from scratch, or its parent is not among `releases` or on no Hub.
     """
     parent = releases.get(release.parent or "")
-    if parent is None:
+    if parent is None or parent.hub_id.partition("/")[0] == NO_OWNER:
         return ""
     owner = hub_id.partition("/")[0]
     return parent.hub_id if owner == release.hub_id.partition("/")[0] else f"{owner}/{parent.repository}"

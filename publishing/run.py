@@ -23,6 +23,7 @@ from nula.records.weights import weights_sha256
 # The variables by which a launcher tells a process of the others.
 LAUNCHER = ("ACCELERATE_", "TORCHELASTIC_", "MASTER_", "GROUP_", "ROLE_", "LOCAL_", "RANK", "WORLD_SIZE")
 
+NEW_HEAD = "new"  # what training.json says of a head for other classes than those of the weights it started from
 TABLE_FILES = ("predictions.npz", "provenance.json", "golden.npz", "calibration.json")  # that measuring a table leaves
 
 
@@ -97,8 +98,9 @@ def publish(
 ) -> str:
     """Push the run in `output_dir`, which holds release.json; return the commit's URL.
 
-    Its card shows its table beside that of `parent`, the folder or Hub id that it was fine-tuned from. A table that is
-    there and of these very weights and data is not measured again; no other result is shown.
+    Its card shows its table beside that of `parent`, the folder or Hub id that it was fine-tuned from, unless that
+    knows other classes. A table that is there and of these very weights and data is not measured again; no other result
+    is shown.
 
     Raises:
         PushRefused, subprocess.CalledProcessError: the push, or a measurement, failed. Nothing of the run is lost.
@@ -106,12 +108,13 @@ def publish(
     evaluation = Evaluation(source, device)
     results = evaluation.results_of(str(output_dir), output_dir / "results")
     run = replace(Release.load(output_dir), results=results)
-    releases, base = {run.name: run}, None
-    if parent is not None:
+    releases = {run.name: run}
+    base = None if parent is None else "" if Path(parent).exists() else parent
+    if parent is not None and run.training.get("head") != NEW_HEAD:
         measured = evaluation.results_of(parent, Path(parent) / "results", output_dir / "parent_results")
         start = _start(parent, measured, run)
         run = replace(run, parent=start.name)
-        releases, base = {start.name: start, run.name: run}, "" if Path(parent).exists() else parent
+        releases = {start.name: start, run.name: run}
     payload = assemble(releases, run.name, output_dir / "payload", target, base)
     return push(payload, results.folder / "golden.npz", target)
 

@@ -90,8 +90,8 @@ def named_folder(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         argparse.ArgumentTypeError: the text is of another form, or there is no such folder.
     """
-    name, equals, folder = text.partition("=")
-    if not name or not equals or not Path(folder).is_dir():
+    name, _, folder = text.partition("=")
+    if not name or not folder or not Path(folder).is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} must be NAME=FOLDER with the folder of an assembled release")
     return name, {"model": folder}
 
