@@ -114,9 +114,9 @@ def again(release: Release, base: str) -> str:
     return shlex.join(parts)
 
 
-def dataset_title(dataset: Mapping[str, Any]) -> str:
+def dataset_title(dataset: dict[str, Any]) -> str:
     """Return what the data set of a record is called in a sentence."""
-    return "CIFAR-10" if is_cifar10(dataset) else dataset["name"]
+    return "CIFAR-10" if is_cifar10(dataset) else str(dataset["name"])
 
 
 def metadata(release: Release, name: str, base: str) -> ModelCardData:

@@ -71,8 +71,8 @@ def _check_training(release: Release, parent: Release | None) -> None:
 def _check_measurements(release: Release, parent: Release | None) -> None:
     """PushRefused unless there are a table and golden logits, and every result is of the release's weights."""
     folder = release.results.folder
-    for file, what in (("predictions.npz", "results"), ("golden.npz", "golden.npz to check the payload against")):
-        if not (folder / file).is_file():
+    for name, what in (("predictions.npz", "results"), ("golden.npz", "golden.npz to check the payload against")):
+        if not (folder / name).is_file():
             raise PushRefused(f"{folder} holds no {what}; run `make evaluate VERSION={release.name}`.")
     for file in sorted(folder.rglob("*.json")):
         record = json.loads(file.read_text())

@@ -12,15 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import CAT, ROOT, SAMPLE, call_command, run_without_nula
 from hub import Commit, Fault, Hub
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 
+from nula.data import DataSource
 from nula.model_card.card import release_tag
 from nula.publishing import hub as hub_module
 from nula.publishing import push as push_command
+from nula.publishing import run
 from nula.publishing.hub import Target, pending_changes, push
 from nula.publishing.integrity import PushRefused, check_payload, check_results
 from nula.records.release import load_releases
@@ -438,3 +441,69 @@ def test_training_scripts_push_what_they_train(hub, environment, tmp_path):
     card = pushed.commits[-1].files["README.md"].decode()
     assert 'revision="v1.0.0"' in card
     assert "| perturbation | v0 | v1 | v1 − v0 |\n" in card
+
+
+@pytest.fixture
+def pushed(releases, monkeypatch) -> dict[str, object]:
+    """What `publish` pushes, which goes nowhere; v0's table is there for whatever Hub id a run started from."""
+    seen: dict[str, object] = {"measured": []}
+
+    def results_of(evaluation: run.Evaluation, model: str, *folders: Path) -> run.TableAlone:
+        seen["measured"].append(model)
+        return run.TableAlone(folders[0] if folders[0].is_dir() else releases["v0"].results.folder)
+
+    def note(payload: Path, golden: Path, target: Target) -> str:
+        seen.update(card=(payload / "README.md").read_text(), golden=golden, target=target)
+        return "a URL"
+
+    monkeypatch.setattr(run.Evaluation, "results_of", results_of)
+    monkeypatch.setattr(run, "push", note)
+    return seen
+
+
+def test_a_run_shows_its_table_beside_that_of_a_hub_id_and_no_study(pushed, copied):
+    target, parent = Target("owner/mine", "v3.0.0"), "MamaPearl/nula-cifar10-robust-v0"
+    folder = copied / "v1"
+    assert run.publish(folder, DataSource(), target, torch.device("cpu"), parent) == "a URL"
+    assert pushed["measured"] == [str(folder), parent]
+    assert (pushed["golden"], pushed["target"]) == (folder / "results" / "golden.npz", target)
+    card = pushed["card"]
+    assert f"base_model: {parent}\n" in card
+    assert 'model="owner/mine", revision="v3.0.0"' in card
+    assert "| perturbation | v0 | v1 | published v1 | v1 − v0 |\n" in card
+    assert "| perturbation | ECE v0 | ECE v1 |" in card
+    for absent in ("## Common corruptions", "## Claims", "## Pictures", "adversary"):
+        assert absent not in card
+
+
+def test_a_run_from_a_folder_of_its_own_name_is_told_from_it(pushed, copied):
+    file = copied / "v1" / "release.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"published": None}))
+    run.publish(copied / "v1", DataSource(), Target("owner/mine"), torch.device("cpu"), str(ROOT / "releases" / "v1"))
+    assert "| perturbation | parent | published parent | v1 | v1 − parent |\n" in pushed["card"]
+    assert "base_model" not in pushed["card"]  # a folder is on no Hub
+
+
+def test_a_run_with_a_new_head_is_not_compared_with_what_knows_other_classes(pushed, copied):
+    training = copied / "v1" / "training.json"
+    training.write_text(json.dumps(json.loads(training.read_text()) | {"head": "new"}))
+    run.publish(copied / "v1", DataSource(), Target("owner/mine"), torch.device("cpu"), "somebody/theirs")
+    assert pushed["measured"] == [str(copied / "v1")]
+    assert "| perturbation | v1 | published v1 |\n" in pushed["card"]
+    assert "base_model: somebody/theirs\n" in pushed["card"]
+
+
+def test_a_table_is_measured_once(copied, monkeypatch):
+    commands = []
+    monkeypatch.setattr(run.subprocess, "run", lambda command, **options: commands.append(command[1:]))
+    fingerprint = json.loads((copied / "v1" / "results" / "provenance.json").read_text())["dataset"]["sha256"]
+    monkeypatch.setattr(run.Evaluation, "fingerprint", fingerprint)
+    source = DataSource(dataset="mine", label_column="kind")
+    evaluation = run.Evaluation(source, torch.device("cpu"))
+    folder, other = copied / "v1", copied / "other"
+    assert evaluation.results_of(str(folder), other, folder / "results").folder == folder / "results"
+    assert commands == []
+    (folder / "results" / "golden.npz").unlink()
+    assert evaluation.results_of(str(folder), folder / "results", other).folder == other
+    options = ["--dataset", "mine", "--label_column", "kind", "--cpu"]
+    assert commands == [["-m", "nula", "evaluate", "table", "--model", str(folder), "--output", str(other), *options]]
