@@ -23,13 +23,13 @@ from nula.evaluation.null_space import STEPS
 from nula.model_card.figures import PICTURES
 from nula.model_card.limits import limits
 from nula.model_card.tables import (
+    all_on_cifar10,
     attacks_table,
     calibration_table,
     compared_pair,
     compatibility_table,
     corruptions_table,
     definitions_table,
-    measured,
     on_cifar10,
     published_beside,
     published_pair,
@@ -194,7 +194,7 @@ def _results_section(releases: Releases, release: Release) -> dict[str, Any]:
         "calibration": calibration_table(releases),
         "bins": BINS,
         "claims": claims(releases),
-        "definitions": definitions_table(all(map(on_cifar10, measured(releases).values()))),
+        "definitions": definitions_table(all_on_cifar10(releases)),
         "limits": limits(release.results),
         "pictures": {file.stem: caption for file, caption in pictures(releases).items()},
     }
@@ -236,7 +236,7 @@ def with_tables(readme: str, releases: Releases, compatibility: Mapping[str, Any
     """
     derived = {
         "results": f"{results_table(releases)}\n\n{training_times(releases)}",
-        "definitions": definitions_table(),
+        "definitions": definitions_table(all_on_cifar10(releases)),
         "compatibility": compatibility_table(compatibility, releases),
     }
     for name, text in derived.items():

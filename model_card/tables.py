@@ -67,6 +67,11 @@ def measured(releases: Releases, study: str = "") -> dict[str, Table]:
     return {release.name: table for release, table in found}
 
 
+def all_on_cifar10(releases: Releases) -> bool:
+    """Tell whether whatever was measured of `releases` was measured on CIFAR-10's whole test split."""
+    return all(map(on_cifar10, measured(releases).values()))
+
+
 def records(releases: Releases, study: str) -> dict[str, dict[str, Any]]:
     """Return what `study`.json holds, by release; of those that there are."""
     found = {name: release.results.record(study) for name, release in releases.items()}
@@ -112,7 +117,7 @@ def results_table(releases: Releases) -> str:
     for name in tables:
         columns += [name, f"published {name}"] if name in figures else [name]
     columns += [f"{tuned} − {base}" for base, tuned in changes]
-    rows = {}
+    rows, cifar10 = {}, all_on_cifar10(releases)
     for name in (row.name for row in ROWS):
         found = {release: table.row(name) for release, table in tables.items()}
         cells = []
@@ -120,7 +125,7 @@ def results_table(releases: Releases) -> str:
             cells.append(_accuracy(row, bold=len(tables) > 1 and release == list(tables)[-1]))
             cells += [f"{figures[release][name]:.2f}"] if release in figures else []
         cells += [_change(found[base], found[tuned]) for base, tuned in changes]
-        rows[row_title(name, all(map(on_cifar10, tables.values())))] = cells
+        rows[row_title(name, cifar10)] = cells
     return markdown_table("perturbation", columns, rows)
 
 
@@ -228,7 +233,7 @@ def calibration_table(releases: Releases) -> str | None:
     scores = {name: record["rows"] for name, record in records(releases, "calibration").items()}
     if not scores:
         return None
-    cifar10 = all(map(on_cifar10, measured(releases).values()))
+    cifar10 = all_on_cifar10(releases)
     columns = [f"{title} {name}" for title in CALIBRATION_SCORES.values() for name in scores]
     rows = {
         row_title(row.name, cifar10): [

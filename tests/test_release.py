@@ -29,7 +29,9 @@ from nula.model_card.card import pictures, release_tag, render_card, widget_imag
 from nula.model_card.tables import compatibility_table, definitions_table, published, results_table
 from nula.modeling_nula import NulaForImageClassification
 from nula.perturbations.suite import ROWS
+from nula.publishing import compatibility
 from nula.publishing import release as release_command
+from nula.publishing.integrity import PushRefused
 from nula.publishing.payload import assemble
 from nula.records.release import load_releases
 from nula.records.table import Table
@@ -409,6 +411,35 @@ def test_a_third_release_is_there_by_its_files_alone(three_releases, releases):
     for sentence in ("v2 is v1 made tiny.", "1.23 M parameters", "Seed 5.", "--output_dir v2\n"):
         assert sentence in cards["v2"]
         assert sentence not in cards["v1"]
+
+
+def test_other_versions_of_transformers_are_tried_with_every_release(three_releases, tmp_path, monkeypatch, capsys):
+    """All but making the environments and loading the payloads in them."""
+    root = shutil.copytree(three_releases["v2"].folder.parent, tmp_path / "releases")
+    monkeypatch.setattr(compatibility, "environment", lambda folder, requirement: sys.executable)
+    checked = []
+
+    def check(payload: Path, golden: Path, python: str) -> float:
+        checked.append((payload.name, golden, python))
+        return 2e-6 if payload.name == "nula-tiny" else 1e-6
+
+    monkeypatch.setattr(compatibility, "check_payload", check)
+    monkeypatch.setattr(sys, "argv", ["compatibility", "--releases", str(root), "--build", str(tmp_path / "build")])
+    compatibility.main()
+    names = ["nula-cifar10-robust-v0", "nula-cifar10-robust-v1", "nula-tiny"] * len(compatibility.REQUIREMENTS)
+    goldens = [root / name / "results" / "golden.npz" for name in three_releases] * len(compatibility.REQUIREMENTS)
+    assert checked == [(name, golden, sys.executable) for name, golden in zip(names, goldens)]
+    record = json.loads((root / "compatibility.json").read_text())
+    assert record["weights_sha256"] == {name: release.weights_sha256 for name, release in three_releases.items()}
+    *_, last = compatibility_table(record, three_releases).splitlines()
+    assert last.endswith(f"| {torch.__version__} | 1e-06 | 1e-06 | 2e-06 |")
+    monkeypatch.setattr(compatibility, "check_payload", lambda *arguments: refuse())
+    with pytest.raises(SystemExit, match=r"error: transformers==4\.57\.6: it does not load"):
+        compatibility.main()
+
+
+def refuse() -> None:
+    raise PushRefused("it does not load")
 
 
 def test_the_pictures_of_three_releases_go_to_their_cards(three_releases, test_split, tmp_path, monkeypatch):
