@@ -19,7 +19,7 @@ from onnxruntime.quantization import quantize_dynamic
 from tqdm import tqdm
 
 from nula.benchmarks.timing import interleaved, machine
-from nula.data import CIFAR10, load_split
+from nula.data import SIDE, DataSource, add_data_arguments
 from nula.evaluation.classifiers import load_classifier
 from nula.publishing.export import export_onnx, export_program
 from nula.records.provenance import command_again
@@ -67,11 +67,11 @@ def accuracy(form: Form, pixels: torch.Tensor, labels: torch.Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m nula.benchmarks.forms", description="Measure deployment forms.")
     parser.add_argument("--model", required=True, help="Hub id, or folder of a release")
-    parser.add_argument("--dataset", default=CIFAR10, help="Hub id, or a folder of the same layout")
+    add_data_arguments(parser)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/forms.json"))
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    data = load_split(arguments.dataset, "test")
+    data = DataSource.of(arguments).test(SIDE)
     pixels = data.images.permute(0, 3, 1, 2).float() / 255
     with tempfile.TemporaryDirectory() as folder:
         forms, sizes = build_forms(arguments.model, Path(folder))
@@ -80,11 +80,11 @@ def main() -> None:
         for batch_size in BATCH_SIZES:
 
             @torch.inference_mode()
-            def run(form: Form, batch_size: int = batch_size) -> None:
+            def classify(form: Form, batch_size: int = batch_size) -> None:
                 for batch in few.split(batch_size):
                     form(batch)
 
-            calls = {name: lambda form=form, run=run: run(form) for name, form in forms.items()}
+            calls = {name: lambda form=form, classify=classify: classify(form) for name, form in forms.items()}
             with tqdm(total=len(calls) * arguments.rounds, desc=f"timing, batch {batch_size}") as progress:
                 seconds[str(batch_size)] = interleaved(calls, arguments.rounds, progress)
         accuracies = {name: accuracy(form, pixels, data.labels) for name, form in forms.items()}

@@ -24,7 +24,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils import is_torchvision_available
 
 from nula.benchmarks.timing import Candidates, interleaved, machine
-from nula.data import CIFAR10, load_split
+from nula.data import SIDE, DataSource, add_data_arguments
 from nula.image_processing_nula import IMAGE_MEAN, IMAGE_STD, NulaImageProcessor
 from nula.pipeline_nula import NulaImageClassificationPipeline
 from nula.records.provenance import command_again
@@ -109,11 +109,11 @@ def candidates(
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m nula.benchmarks.pipeline", description="Time the pipeline.")
     parser.add_argument("--model", required=True, help="folder of an assembled release")
-    parser.add_argument("--dataset", default=CIFAR10, help="Hub id, or a folder of the same layout")
+    add_data_arguments(parser)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/pipeline.json"))
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    images = load_split(arguments.dataset, "test").first(IMAGES).images.numpy()
+    images = DataSource.of(arguments).test(SIDE).first(IMAGES).images.numpy()
     pixels = NulaImageProcessor()(images, return_tensors="pt").pixel_values
     model = load_model(arguments.model).to(memory_format=torch.channels_last)
     pipes, seconds = pipelines(arguments.model), {}
@@ -126,11 +126,11 @@ def main() -> None:
                     for kind, values in kinds.items()
                 }
 
-        def process(code: str) -> None:
+        def start(code: str) -> None:
             command = [sys.executable, "-c", f"import sys\n{code}", arguments.model, f"{folder}/0000.jpg"]
             subprocess.run(command, check=True, capture_output=True)
 
-        started = interleaved({name: lambda code=code: process(code) for name, code in START_UP.items()}, 5)
+        started = interleaved({name: lambda code=code: start(code) for name, code in START_UP.items()}, 5)
     record = {
         "command": command_again("python -m nula.benchmarks.pipeline", sys.argv[1:]),
         "weights_sha256": weights_sha256(arguments.model),

@@ -77,7 +77,7 @@ of 32×32.
 ## Forms
 
 Time beside the model itself (1.00) for {forms["images"]} images, and accuracy on {forms["test_images"]:,} test images.
-`python -m nula.publishing.export` writes those of torch.export and ONNX.
+`nula export` writes those of torch.export and ONNX.
 
 {forms_table(forms)}
 

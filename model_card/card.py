@@ -1,167 +1,138 @@
-"""The model cards, and the tables of the project's README, from committed result files alone.
+"""The model cards, and the tables of the project's README, from the results of the releases alone.
 
-python -m nula.model_card.card rewrites releases/v0.md and releases/v1.md, and what stands between the markers in
-README.md.
+`nula card` rewrites releases/NAME.md for each release, and what stands between the markers in README.md.
 """
 
 import argparse
 import json
+import re
 import shlex
+from collections.abc import Mapping
 from importlib.metadata import version as package_version
 from importlib.resources import files
-from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from scipy.special import softmax
 
-from nula.configuration_nula import CIFAR10_LABELS
-from nula.data import CIFAR10, CIFAR10_FINGERPRINTS
+from nula.data import CIFAR10, is_cifar10
 from nula.evaluation.claims import Finding, findings
 from nula.evaluation.null_space import STEPS
+from nula.model_card.figures import PICTURES
 from nula.model_card.limits import limits
 from nula.model_card.tables import (
-    VERSIONS,
+    all_on_cifar10,
     attacks_table,
     calibration_table,
+    compared_pair,
     compatibility_table,
     corruptions_table,
     definitions_table,
+    on_cifar10,
+    published_beside,
+    published_pair,
     results_table,
+    row_title,
     seeds_table,
-    stored_tables,
-    training_folders,
+    training_speed,
+    training_times,
 )
 from nula.perturbations.corruptions import SEVERITIES
-from nula.records.provenance import speed_of, training_command, without_options
+from nula.records.provenance import training_command, without_options
+from nula.records.release import Release, Releases, drawn_from, load_releases, named, weights_behind
 from nula.records.statistics import BINS
 from nula.records.table import Table
 
 WIDGET_CLASSES = 3  # examples in the widget, each of another class
-
-PICTURES = {  # of releases/figures, as nula.model_card.figures draws them, with what each shows
-    "table": "Accuracy under every perturbation, with 95 % intervals",
-    "noise_histogram": "Accuracy over realisations of Gaussian noise, σ = 0.05",
-    "noise_sweep": "Accuracy against the strength of Gaussian noise, with 95 % intervals",
-    "running_gap": "v1 − v0 under noise over the first k test images, a line for each realisation",
-    "sensitivity": "Norm of the Jacobian of the logits with respect to the pixels, under noise",
-    "curvature": "Both ends of the Hessian's spectrum, under noise",
-    "certified": "Accuracy of the smoothed classifier that is certified up to an L2 radius, by strength of its noise",
-    "path": "Accuracy on the straight line through the weights of v0 and v1",
-    "confusion": "What each class is called under noise, σ = 0.05",
-    "perturbations": "One test image under every perturbation",
-    "flipped": "Test images to which v0 and v1 give different answers",
-}
+PARENT_OPTION = "--v0"  # of the script that fine-tunes, as commands in training.json have it
+NO_OWNER = "local"  # in the hub_id of a run that is on no Hub
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
-def pictures(releases: Path) -> dict[str, str]:
-    """The pictures that were drawn for `releases`, by name, with their captions."""
-    return {name: caption for name, caption in PICTURES.items() if (releases / "figures" / f"{name}.png").is_file()}
+def release_tag() -> str:
+    """Return the tag that a release of this version of the package is pushed under."""
+    return f"v{package_version('nula')}"
 
 
-def widget_images(version: str, releases: Path) -> dict[str, int]:
-    """Path in the repository to index among the images of golden.npz: the first of each of three classes."""
-    results = releases / version / "results"
-    with np.load(results / "golden.npz") as golden:
-        labels = Table.load(results).labels[: len(golden["images"])]
-    classes, first = np.unique(labels, return_index=True)
-    return {
-        f"examples/{CIFAR10_LABELS[classes[place]]}.png": int(first[place])
-        for place in np.argsort(first)[:WIDGET_CLASSES]
-    }
+def pictures(releases: Releases) -> dict[Path, str]:
+    """Return the pictures that were drawn for these very weights, with their captions."""
+    folders = {release.folder.parent for release in releases.values()}
+    if len(folders) != 1:  # a run and the release that it started from
+        return {}
+    folder, pair = folders.pop() / "figures", compared_pair(releases)
+    names = dict(zip(("base", "tuned"), (release.name for release in pair or ())))
+    files = {folder / f"{picture.name}.png": picture.caption for picture in PICTURES}
+    found = {file: caption for file, caption in files.items() if file.is_file()}
+    expected = drawn_from(releases) if found else ""
+    return {file: caption.format(**names) for file, caption in found.items() if weights_behind(file) == expected}
 
 
-def widget(version: str, releases: Path) -> list[dict]:
-    """The examples of the Hub's widget, with the three best scores that were measured for each."""
-    with np.load(releases / version / "results" / "golden.npz") as golden:
-        scores = softmax(golden["logits"].astype(float), axis=1)
+def widget_images(release: Release) -> dict[str, int]:
+    """Return the path in the repository of the first golden image of each of three classes, and the image's index."""
+    table, (images, _) = _table(release), release.results.golden
+    classes, first = np.unique(table.labels[: len(images)], return_index=True)
+    names = [re.sub(r"[^\w-]+", "_", name) for name in table.classes]
+    return {f"examples/{names[classes[place]]}.png": int(first[place]) for place in np.argsort(first)[:WIDGET_CLASSES]}
+
+
+def widget(release: Release) -> list[dict[str, Any]]:
+    """Return the examples of the Hub's widget, with the three best scores that were measured for each."""
+    classes, (_, logits) = _table(release).classes, release.results.golden
+    scores = softmax(logits.astype(float), axis=1)
     examples = []
-    for path, index in widget_images(version, releases).items():
+    for path, index in widget_images(release).items():
         best = np.argsort(-scores[index])[:3]
-        output = [{"label": CIFAR10_LABELS[label], "score": round(float(scores[index][label]), 4)} for label in best]
+        output = [{"label": classes[label], "score": round(float(scores[index][label]), 4)} for label in best]
         examples.append({"src": path, "example_title": Path(path).stem, "output": output})
     return examples
 
 
-def repository_name(version: str) -> str:
-    return f"nula-cifar10-robust-{version}"
+def default_base(releases: Releases, release: Release, hub_id: str) -> str:
+    """Return the Hub id of what `release` was fine-tuned from, where `hub_id` is the release's own.
 
-
-def training_speed(training: dict) -> str:
-    """How many epochs ran where, and how fast.
-
-    Such as "10 epochs on 2 threads of <processor> (<n> images/s, <p> % of what a matrix product in bfloat16 reached)".
+    That is its parent's id, or under another owner than the release's own the repository of that name there. "" where
+    it was trained from scratch, or its parent is not among `releases` or on no Hub.
     """
-    hardware, parts = training["hardware"], []
-    processes = hardware["processes"]
-    units = (
-        f"{processes * hardware['threads_per_process']} threads of" if hardware["device"] == "cpu" else f"{processes} ×"
-    )
-    for (machine, dtype), group in groupby(training["epochs"], lambda epoch: (epoch["machine"], epoch["dtype"])):
-        epochs = list(group)
-        speed, share = speed_of(epochs, training["flops_per_image"], processes)
-        plural = "s" if len(epochs) > 1 else ""
-        parts.append(
-            f"{len(epochs)} epoch{plural} on {units} {machine} ({speed:.0f} images/s, {100 * share:.0f} % of "
-            f"what a matrix product in {dtype} reached)"
-        )
-    return " and ".join(parts) or "less than an epoch, too short to tell its speed"
+    parent = releases.get(release.parent or "")
+    if parent is None or parent.hub_id.partition("/")[0] == NO_OWNER:
+        return ""
+    owner = hub_id.partition("/")[0]
+    return parent.hub_id if owner == release.hub_id.partition("/")[0] else f"{owner}/{parent.repository}"
 
 
-def training_times(releases: Path) -> str:
-    """Minutes, speed and hardware of both training runs, and of those of other seeds."""
-    times = []
-    for version in VERSIONS:
-        for folder in training_folders(version, releases):
-            run = json.loads((folder / "training.json").read_text())
-            title = version if folder == releases / version else f"{version} of seed {run['seed']}"
-            times.append(f"{title} in {run['seconds'] / 60:.0f} minutes, {training_speed(run)}")
-    return f"Trained: {'; '.join(times)}."
-
-
-def release_tag() -> str:
-    """The tag that a release of this version of the package is pushed under."""
-    return f"v{package_version('nula')}"
-
-
-def again(training: dict, base: str) -> str:
-    """The command that does a run again, with the Hub's names for what was read from folders."""
-    parts = shlex.split(training_command(training))
-    values = {"--output_dir": training["recipe"]["name"]} | ({"--v0": base} if base else {})
+def again(release: Release, base: str) -> str:
+    """Return the command that trains the release again, with the Hub's names for what was read from folders."""
+    parts = shlex.split(training_command(release.training))
+    values = {"--output_dir": release.name} | ({PARENT_OPTION: base} if base else {})
     for option, value in values.items():
         if option in parts:
             parts[parts.index(option) + 1] = value
-    if is_cifar10(training["dataset"]):
+    if is_cifar10(release.training["dataset"]):
         parts = without_options(parts, "--dataset")  # it is the default
     return shlex.join(parts)
 
 
-def is_cifar10(dataset: dict) -> bool:
-    """Whether a record's data set is CIFAR-10, whatever it was read from."""
-    return dataset["sha256"] == CIFAR10_FINGERPRINTS[dataset["split"]]
+def dataset_title(dataset: dict[str, Any]) -> str:
+    """Return what the data set of a record is called in a sentence."""
+    return "CIFAR-10" if is_cifar10(dataset) else str(dataset["name"])
 
 
-def dataset_title(dataset: dict) -> str:
-    return "CIFAR-10" if is_cifar10(dataset) else dataset["name"]
-
-
-def metadata(version: str, releases: Path, name: str, base: str) -> ModelCardData:
-    """The head of the card, by which the Hub files, finds and runs the model."""
-    table = stored_tables(releases)[version]
-    accuracies, measured_on = table.accuracies(), table.provenance["dataset"]
-    fine_tuned = version == "v1" and base != ""
-    trained_on = json.loads((releases / version / "training.json").read_text())["dataset"]
+def metadata(release: Release, name: str, base: str) -> ModelCardData:
+    """Return the head of the card, by which the Hub files, finds and runs the model."""
+    table = _table(release)
+    measured_on, trained_on = table.provenance["dataset"], release.training["dataset"]
     return ModelCardData(
         license="mit",
         library_name="transformers",
         pipeline_tag="image-classification",
         datasets=[CIFAR10 if is_cifar10(trained_on) else trained_on["name"]],
         metrics=["accuracy"],
-        tags=["robustness", "anti-aliasing", "cifar-10"],
-        base_model=base if fine_tuned else None,
-        base_model_relation="finetune" if fine_tuned else None,
-        widget=widget(version, releases),
+        tags=["robustness", "anti-aliasing", *(["cifar-10"] if is_cifar10(trained_on) else [])],
+        base_model=base or None,
+        base_model_relation="finetune" if base else None,
+        widget=widget(release),
         model_name=name,
         eval_results=[
             EvalResult(
@@ -170,80 +141,106 @@ def metadata(version: str, releases: Path, name: str, base: str) -> ModelCardDat
                 dataset_name=dataset_title(measured_on),
                 dataset_split=measured_on["split"],
                 metric_type="accuracy",
-                metric_name=name,
+                metric_name=row_title(row, on_cifar10(table)),
                 metric_value=round(accuracy, 2),
             )
-            for name, accuracy in accuracies.items()
+            for row, accuracy in table.accuracies().items()
         ],
     )
 
 
 def render_card(
-    version: str, releases: Path, hub_id: str | None = None, base: str | None = None, revision: str | None = None
+    releases: Releases, name: str, hub_id: str | None = None, base: str | None = None, revision: str | None = None
 ) -> str:
-    """README.md of the Hub repository `hub_id` of `version`, by default the project's own.
+    """Return the card of the release `name`, README.md of its Hub repository, beside all of `releases`.
 
-    `base` is the Hub id of the weights that v1 was fine-tuned from, by default v0 of the same owner; "" where they
-    are on no Hub. `revision` is the tag that its example pins, if there is one. How the settings of a run came about is
-    told in `releases`/vN/notes.md, if that is there.
+    Args:
+        releases: by name; each card compares all of them.
+        name: of the release.
+        hub_id: of the repository, the release's own unless given.
+        base: Hub id of the weights that it was fine-tuned from, as `default_base` has it unless given; "" where they
+            are on no Hub.
+        revision: tag that its example pins, "main" unless given.
+
+    Raises:
+        ValueError: there is no such release, it was not measured, or the releases' tables cannot be compared.
     """
-    training = json.loads((releases / version / "training.json").read_text())
-    notes = releases / version / "notes.md"
-    hub_id = hub_id or f"MamaPearl/{repository_name(version)}"
-    table = stored_tables(releases)[version]
-    owner, _, name = hub_id.partition("/")
-    base = f"{owner}/{repository_name('v0')}" if base is None else base
-    card = ModelCard.from_template(
-        metadata(version, releases, name, base),
-        template_str=files("nula.model_card").joinpath("template.md").read_text(encoding="utf-8"),
-        name=name,
-        hub_id=hub_id,
-        revision=revision or "main",
-        version=version,
-        test_images=len(table.labels),
-        measured_on=dataset_title(table.provenance["dataset"]),
-        processor=json.loads((releases / version / "preprocessor_config.json").read_text()),
-        training=training,
-        speed=training_speed(training),
-        command=again(training, base),
-        notes=notes.read_text(encoding="utf-8").strip() if notes.is_file() else "",
-        results=results_table(releases),
-        seeds=seeds_table(version, releases),
-        corruptions=corruptions_table(releases),
-        severities=len(SEVERITIES),
-        attacks=attacks_table(releases),
-        attack_steps=STEPS,
-        calibration=calibration_table(releases),
-        bins=BINS,
-        claims=claims(releases),
-        definitions=definitions_table(),
-        limits=limits(version, releases),
-        pictures=pictures(releases),
-    )
+    release = named(releases, name)
+    hub_id = hub_id or release.hub_id
+    base = default_base(releases, release, hub_id) if base is None else base if release.parent else ""
+    repository = hub_id.partition("/")[2]
+    template = files("nula.model_card").joinpath("template.md").read_text(encoding="utf-8")
+    use = {"name": repository, "hub_id": hub_id, "revision": revision or "main"}
+    sections = {**_results_section(releases, release), **_training_section(release, base)}
+    card = ModelCard.from_template(metadata(release, repository, base), template_str=template, **use, **sections)
     return f"{card.content}\n"
 
 
-def claims(releases: Path) -> list[Finding]:
-    """What the results say of the claims of the published cards; nothing where only one version was measured."""
-    if len(stored_tables(releases)) < len(VERSIONS):
-        return []
-    return findings(*(releases / version / "results" for version in VERSIONS))
+def _results_section(releases: Releases, release: Release) -> dict[str, Any]:
+    """What the template shows of measurements."""
+    table = _table(release)
+    count = len(table.classes)
+    return {
+        "test_images": len(table.labels),
+        "measured_on": dataset_title(table.provenance["dataset"]),
+        "classes": NUMBERS[count] if count < len(NUMBERS) else str(count),
+        "results": results_table(releases),
+        "published": bool(published_beside(releases)),
+        "seeds": seeds_table(release),
+        "corruptions": corruptions_table(releases),
+        "severities": len(SEVERITIES),
+        "attacks": attacks_table(releases),
+        "attack_steps": STEPS,
+        "calibration": calibration_table(releases),
+        "bins": BINS,
+        "claims": claims(releases),
+        "definitions": definitions_table(all_on_cifar10(releases)),
+        "limits": limits(release.results),
+        "pictures": {file.stem: caption for file, caption in pictures(releases).items()},
+    }
 
 
-def with_tables(readme: str, releases: Path) -> str:
-    """`readme` with what stands between its markers replaced: results and training times, definitions, and
-    compatibility.
+def _training_section(release: Release, base: str) -> dict[str, Any]:
+    """What the template says of the net and its training."""
+    return {
+        "summary": release.summary,
+        "trained_on": dataset_title(release.training["dataset"]),
+        "processor": release.processor,
+        "training": release.training,
+        "speed": training_speed(release.training),
+        "command": again(release, base),
+        "notes": release.notes,
+    }
+
+
+def _table(release: Release) -> Table:
+    table = release.results.table()
+    if table is None:
+        raise ValueError(f"{release.results.folder} holds no table of the twenty rows; run `nula evaluate` first.")
+    return table
+
+
+def claims(releases: Releases) -> list[Finding]:
+    """Return what the results say of the claims of the published cards; nothing where no pair can be compared."""
+    pair = published_pair(releases)
+    return [] if pair is None else findings(*(release.results.folder for release in pair))
+
+
+def with_tables(readme: str, releases: Releases, compatibility: Mapping[str, Any]) -> str:
+    """Return `readme` with what stands between its markers replaced: results and training times, definitions, versions.
+
+    `compatibility` is what compatibility.json holds.
 
     Raises:
         ValueError: a marker is not there just once.
     """
     derived = {
         "results": f"{results_table(releases)}\n\n{training_times(releases)}",
-        "definitions": definitions_table(),
-        "compatibility": compatibility_table(releases),
+        "definitions": definitions_table(all_on_cifar10(releases)),
+        "compatibility": compatibility_table(compatibility, releases),
     }
     for name, text in derived.items():
-        begin, end = f"<!-- {name}: begin (python -m nula.model_card.card) -->", f"<!-- {name}: end -->"
+        begin, end = f"<!-- {name}: begin (nula card) -->", f"<!-- {name}: end -->"
         if readme.count(begin) != 1 or readme.count(end) != 1:
             raise ValueError(f"README must hold the markers {begin!r} and {end!r} once each.")
         before, rest = readme.split(begin)
@@ -251,19 +248,22 @@ def with_tables(readme: str, releases: Path) -> str:
     return readme
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Rewrite the cards and the tables of the README from result files.")
-    parser.add_argument("--releases", type=Path, default=Path("releases"))
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `nula card`."""
+    parser.description = "Rewrite the cards, and the tables of the README, from the results of the releases."
+    parser.add_argument("--releases", type=Path, default=Path("releases"), help="folder of releases")
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
-    arguments = parser.parse_args()
-    for version in VERSIONS:
-        (arguments.releases / f"{version}.md").write_text(
-            render_card(version, arguments.releases, revision=release_tag()), encoding="utf-8"
-        )
-    arguments.readme.write_text(
-        with_tables(arguments.readme.read_text(encoding="utf-8"), arguments.releases), encoding="utf-8"
-    )
 
 
-if __name__ == "__main__":
-    main()
+def run(arguments: argparse.Namespace) -> None:
+    """Rewrite the cards and the README's tables."""
+    root: Path = arguments.releases
+    try:
+        releases = load_releases(root)
+        for name in releases:
+            (root / f"{name}.md").write_text(render_card(releases, name, revision=release_tag()), encoding="utf-8")
+        compatibility = json.loads((root / "compatibility.json").read_text())
+        readme = with_tables(arguments.readme.read_text(encoding="utf-8"), releases, compatibility)
+        arguments.readme.write_text(readme, encoding="utf-8")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error

@@ -1,267 +1,346 @@
-"""The pictures of the model card, from committed result files and the test images they are about.
+"""The pictures of the model cards, from the results of the releases and the test images they are about.
 
-python -m nula.model_card.figures --dataset uoft-cs/cifar10 rewrites releases/figures/*.png.
+`nula figures --dataset uoft-cs/cifar10` rewrites releases/figures/*.png. To add a picture, write the function that
+draws it and its entry in PICTURES.
 """
 
 import argparse
-import json
 import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
-from nula.configuration_nula import CIFAR10_LABELS
-from nula.data import CIFAR10, Split, load_split
-from nula.evaluation.monte_carlo import correct_draws, gap
+from nula.data import CIFAR10_FINGERPRINTS, DataSource, Split, add_data_arguments
+from nula.evaluation.monte_carlo import gap
 from nula.evaluation.studies import ALPHAS, INTERPOLATED, MEASURED_ANEW, PATH_CONDITIONS, path_row
+from nula.model_card.tables import CLEAN, compared_pair, compared_tables, measured, on_cifar10, records, row_title
 from nula.perturbations.suite import ROWS
-from nula.publishing.hub import WEIGHTS, drawn_from
-from nula.records.statistics import confusion_matrix, flips, mean_interval, wilson_interval
-from nula.records.table import Table
+from nula.records.release import PNG_KEY, Release, Releases, drawn_from, load_releases
+from nula.records.statistics import confusion_matrix, flips, mean_interval
+from nula.records.table import Row
+
+if TYPE_CHECKING:  # cards name the pictures, and do without matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 WIDTH = 8.0  # inches; a model card shows about 800 pixels
-COLORS = {"v0": "#E69F00", "v1": "#0072B2"}  # of M. Okabe and K. Ito's palette, told apart by every kind of eye
 NOISE_ROW = "Gaussian Noise σ = 0.05"
+CONDITION_COLORS = ("#000000", "#0072B2", "#D55E00")  # of M. Okabe and K. Ito's palette
 
-matplotlib.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
-
-Results = dict[str, Path]  # "v0" and "v1" to their folders of results
+Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # lower ends, middles and upper ends of error bars
 
 
-def noise_histogram(results: Results) -> Figure:
-    """Accuracy over realisations of the noise, one entry each."""
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the cards.
+
+    Args:
+        name: of its file, without .png.
+        caption: what it shows; {base} and {tuned} stand for the names of the two releases that are compared.
+        draw: draws it of the releases and the test images; gives None where nothing that it shows was measured.
+    """
+
+    name: str
+    caption: str
+    draw: Callable[[Releases, Split], "Figure | None"]
+
+
+def table(releases: Releases, data: Split) -> "Figure | None":
+    """Draw the twenty rows with Wilson's 95 % intervals."""
+    tables = measured(releases)
+    if not tables:
+        return None
+    figure, axes = _figure(6.5)
+    offsets = _side_by_side(len(tables), apart=-0.3, within=0.8)
+    rows = next(iter(tables.values())).rows
+    for offset, (name, stored) in zip(offsets, tables.items()):
+        places = np.arange(len(rows))[::-1] + offset
+        low, middle, high = _intervals([stored.row(row) for row in rows])
+        style = {"color": releases[name].color, "fmt": "o", "markersize": 4, "capsize": 2}
+        axes.errorbar(middle, places, xerr=(middle - low, high - middle), label=name, **style)
+    axes.set_yticks(np.arange(len(rows))[::-1], [row_title(row, on_cifar10(stored)) for row in rows])
+    axes.grid(axis="y", linewidth=0.4)
+    axes.set(xlabel=f"accuracy in percent on {len(stored.labels):,} test images, 95 % intervals")
+    axes.legend(loc="upper left", framealpha=1, edgecolor="none")
+    return figure
+
+
+def noise_histogram(releases: Releases, data: Split) -> "Figure | None":
+    """Draw the accuracy over realisations of the noise, one entry each."""
+    tables = measured(releases, "noise")
+    if not tables:
+        return None
     figure, axes = _figure(3.2)
-    draws = {name: 100 * correct_draws(Table.load(folder / "noise")).mean(axis=1) for name, folder in results.items()}
+    draws = {
+        name: np.array([row.accuracy for row in stored.realisations(NOISE_ROW)]) for name, stored in tables.items()
+    }
     bins = np.arange(np.concatenate([*draws.values()]).min() - 0.1, np.concatenate([*draws.values()]).max() + 0.2, 0.1)
     for name, values in draws.items():
-        axes.hist(values, bins, color=COLORS[name], label=f"{name}: {values.mean():.2f} ± {values.std(ddof=1):.2f} %")
+        label = f"{name}: {values.mean():.2f} ± {values.std(ddof=1):.2f} %"
+        axes.hist(values, bins, color=releases[name].color, label=label)
     axes.set(xlabel="accuracy in percent under Gaussian noise, σ = 0.05", ylabel="realisations")
     axes.legend(frameon=False)
     return figure
 
 
-def noise_sweep(results: Results) -> Figure:
-    """Accuracy under one realisation of each strength of the noise, with Wilson's 95 % intervals."""
+def noise_sweep(releases: Releases, data: Split) -> "Figure | None":
+    """Draw the accuracy under one realisation of each strength of the noise, with Wilson's 95 % intervals."""
+    tables = measured(releases, "noise")
+    if not tables:
+        return None
     figure, axes = _figure(3.2)
-    for name, folder in results.items():
-        stored = Table.load(folder / "noise")
-        counts = {
-            float(row.rpartition(" ")[2]): int((predictions == stored.labels).sum())
-            for row, seed, predictions in zip(stored.rows, stored.seeds, stored.predictions)
-            if seed == 0
-        }
-        sigmas, total = sorted(counts), len(stored.labels)
-        middle = np.array([100 * counts[sigma] / total for sigma in sigmas])
-        low, high = 100 * np.array([wilson_interval(counts[sigma], total) for sigma in sigmas]).T
-        axes.errorbar(
-            sigmas, middle, (middle - low, high - middle), color=COLORS[name], marker="o", capsize=4, label=name
-        )
+    for name, stored in tables.items():
+        first = {float(row.name.rpartition(" ")[2]): row for row in stored if row.seed == 0}
+        sigmas = sorted(first)
+        _bars(axes, sigmas, _intervals([first[sigma] for sigma in sigmas]), releases[name], label=name)
     axes.set(xlabel="σ of the noise", ylabel="accuracy in percent")
     axes.legend(frameon=False)
     return figure
 
 
-def running_gap(results: Results) -> Figure:
-    """v1 − v0 over the first k images, a line for each realisation."""
+def running_gap(releases: Releases, data: Split) -> "Figure | None":
+    """Draw the change from base to fine-tuned over the first k images, a line for each realisation."""
+    found = compared_tables(releases, "noise")
+    if found is None:
+        return None
+    (base, of_base), (tuned, of_tuned) = found
     figure, axes = _figure(3.2)
-    result = gap(*(correct_draws(Table.load(results[name] / "noise")) for name in ("v0", "v1")))
-    axes.plot(
-        np.arange(1, result.running.shape[1] + 1), result.running.T, color=COLORS["v1"], alpha=0.25, linewidth=0.7
-    )
+    result = gap(*(np.stack([row.right for row in t.realisations(NOISE_ROW)]) for t in (of_base, of_tuned)))
+    images = result.running.shape[1]
+    axes.plot(np.arange(1, images + 1), result.running.T, color=tuned.color, alpha=0.25, linewidth=0.7)
     axes.axhline(result.mean, color="black", linewidth=1, label=f"mean over all images: {result.mean:+.2f} points")
-    axes.set(xlabel="first k test images", ylabel="v1 − v0 in points", xscale="log", xlim=(50, result.running.shape[1]))
-    settled = result.running[:, 50:]
+    skipped = min(50, images // 2)  # where single images still move the gap far
+    axes.set(xlabel="first k test images", ylabel=f"{tuned.name} − {base.name} in points")
+    axes.set(xscale="log", xlim=(skipped, images))
+    settled = result.running[:, skipped:]
     axes.set_ylim(settled.min() - 0.5, settled.max() + 0.5)
     axes.legend(frameon=False)
     return figure
 
 
-def sensitivity(results: Results) -> Figure:
-    """Norm of the Jacobian against the strength of the noise: median and quartiles over images."""
+def sensitivity(releases: Releases, data: Split) -> "Figure | None":
+    """Draw the norm of the Jacobian against the strength of the noise: median and quartiles over images."""
+    found = records(releases, "sensitivity")
+    if not found:
+        return None
     figure, axes = _figure(3.2)
-    for aside, (name, folder) in zip((-5e-4, 5e-4), results.items()):  # so that no bar hides another
-        norms = json.loads((folder / "sensitivity.json").read_text())["norms"]
-        sigmas = [float(sigma) + aside for sigma in norms]
+    for aside, (name, record) in zip(_side_by_side(len(found), apart=1e-3, within=1e-2), found.items()):
+        norms = record["norms"]
+        sigmas = [float(sigma) + aside for sigma in norms]  # so that no bar hides another
         low, middle, high = (np.array([np.quantile(norms[sigma], q) for sigma in norms]) for q in (0.25, 0.5, 0.75))
-        axes.errorbar(
-            sigmas, middle, (middle - low, high - middle), color=COLORS[name], marker="o", capsize=4, label=name
-        )
+        _bars(axes, sigmas, (low, middle, high), releases[name], label=name)
     axes.set(xlabel="σ of the noise", ylabel="‖∂ logits / ∂ pixels‖", ylim=(0, None))
     axes.legend(frameon=False, title="median and quartiles of images")
     return figure
 
 
-def curvature(results: Results) -> Figure:
-    """Both ends of the Hessian's spectrum against the strength of the noise, with 95 % intervals over subsets."""
+def curvature(releases: Releases, data: Split) -> "Figure | None":
+    """Draw both ends of the Hessian's spectrum against the strength of the noise, with 95 % intervals over subsets."""
+    found = records(releases, "curvature")
+    if not found:
+        return None
     figure, axes = _figure(3.2)
-    for name, folder in results.items():
-        eigenvalues = json.loads((folder / "curvature.json").read_text())["eigenvalues"]
+    for name, record in found.items():
+        eigenvalues = record["eigenvalues"]
         sigmas = [float(sigma) for sigma in eigenvalues]
         for end, style in (("largest", "-"), ("smallest", ":")):
             means = [mean_interval([part["lanczos"][end] for part in parts]) for parts in eigenvalues.values()]
             middle, low, high = np.array(means).T
-            axes.errorbar(
-                sigmas, middle, (middle - low, high - middle), color=COLORS[name], marker="o", capsize=4,
-                linestyle=style, label=f"{name}, {end}",
-            )  # fmt: skip
+            _bars(axes, sigmas, (low, middle, high), releases[name], label=f"{name}, {end}", linestyle=style)
     axes.axhline(0, color="gray", linewidth=0.8)
     axes.set(xlabel="σ of the noise", ylabel="Hessian eigenvalue")
     axes.legend(frameon=False)
     return figure
 
 
-def path(results: Results) -> Figure:
-    """Accuracy on the straight line through both models' weights."""
-    figure, axes = _figure(4.4)
-    stored = Table.load(results["v1"] / "basin")
-    accuracies = stored.accuracies()
-    for condition, color, marker in zip(PATH_CONDITIONS, ("#000000", "#0072B2", "#D55E00"), "os^"):
-        for statistics, style in ((INTERPOLATED, "-"), (MEASURED_ANEW, ":")):
-            values = [accuracies[path_row(condition, statistics, alpha)] for alpha in ALPHAS]
-            label = f"{condition}, statistics {statistics}"
-            axes.plot(ALPHAS, values, color=color, marker=marker, linestyle=style, label=label)
-    for alpha, name in ((0, "v0"), (1, "v1")):
-        axes.axvline(alpha, color="gray", linewidth=0.8)
-        axes.annotate(name, (alpha, axes.get_ylim()[1]), ha="center", va="bottom")
-    total = len(stored.labels)
-    axes.set(xlabel="α in θ(v0) + α (θ(v1) − θ(v0))", ylabel=f"accuracy in percent on {total:,} images")
-    figure.legend(frameon=False, fontsize=9, ncols=2, loc="outside lower center", title="statistics of BatchNorm")
-    return figure
-
-
-def certified(results: Results) -> Figure:
-    """Share of the images that are answered right with at least the radius, for each strength of the noise."""
+def certified(releases: Releases, data: Split) -> "Figure | None":
+    """Draw the share of images that are answered right with at least the radius, for each strength of the noise."""
+    found = records(releases, "certified")
+    if not found:
+        return None
     figure, axes = _figure(3.6)
-    for name, folder in results.items():
-        record = json.loads((folder / "certified.json").read_text())
-        for (sigma, found), style in zip(record["certificates"].items(), ("-", "--", ":")):
-            right = [label == truth for label, truth in zip(found["labels"], record["truth"])]
-            radii = np.sort(np.array(found["radii"])[right])
+    for name, record in found.items():
+        for (sigma, certificates), style in zip(record["certificates"].items(), ("-", "--", ":")):
+            right = [label == truth for label, truth in zip(certificates["labels"], record["truth"])]
+            radii = np.sort(np.array(certificates["radii"])[right])
             shares = 100 * np.arange(len(radii), -1, -1) / len(right)
-            axes.step(
-                [0, *radii], shares, where="post", color=COLORS[name], linestyle=style, label=f"{name}, σ = {sigma}"
-            )
+            line = {"color": releases[name].color, "linestyle": style, "label": f"{name}, σ = {sigma}"}
+            axes.step([0, *radii], shares, where="post", **line)
     axes.set(xlabel=f"L2 radius, pixel values in [0, 1], {len(right)} images", ylabel="certified accuracy in percent")
     axes.set(xlim=(0, None), ylim=(0, 100))
     axes.legend(frameon=False)
     return figure
 
 
-def table(results: Results) -> Figure:
-    """The twenty rows with Wilson's 95 % intervals."""
-    figure, axes = _figure(6.5)
-    for offset, (name, folder) in zip((0.15, -0.15), results.items()):
-        stored = Table.load(folder)
-        correct, total = (stored.predictions == stored.labels).sum(axis=1), len(stored.labels)
-        intervals = 100 * np.array([wilson_interval(int(count), total) for count in correct])
-        middle, places = 100 * correct / total, np.arange(len(stored.rows))[::-1] + offset
-        errors = (middle - intervals[:, 0], intervals[:, 1] - middle)
-        axes.errorbar(middle, places, xerr=errors, color=COLORS[name], fmt="o", markersize=4, capsize=2, label=name)
-    axes.set_yticks(np.arange(len(stored.rows))[::-1], stored.rows)
-    axes.grid(axis="y", linewidth=0.4)
-    axes.set(xlabel=f"accuracy in percent on {total:,} test images, 95 % intervals")
-    axes.legend(loc="upper left", framealpha=1, edgecolor="none")
+def path(releases: Releases, data: Split) -> "Figure | None":
+    """Draw the accuracy on the straight line through both releases' weights."""
+    pair = compared_pair(releases)
+    stored = pair and pair[1].results.table("basin")
+    if not pair or not stored:
+        return None
+    base, tuned = pair
+    figure, axes = _figure(4.4)
+    for condition, color, marker in zip(PATH_CONDITIONS, CONDITION_COLORS, "os^"):
+        for statistics, style in ((INTERPOLATED, "-"), (MEASURED_ANEW, ":")):
+            values = [stored.row(path_row(condition, statistics, alpha)).accuracy for alpha in ALPHAS]
+            label = f"{condition}, statistics {statistics}"
+            axes.plot(ALPHAS, values, color=color, marker=marker, linestyle=style, label=label)
+    for alpha, release in ((0, base), (1, tuned)):
+        axes.axvline(alpha, color="gray", linewidth=0.8)
+        axes.annotate(release.name, (alpha, axes.get_ylim()[1]), ha="center", va="bottom")
+    line = f"α in θ({base.name}) + α (θ({tuned.name}) − θ({base.name}))"
+    axes.set(xlabel=line, ylabel=f"accuracy in percent on {len(stored.labels):,} images")
+    figure.legend(frameon=False, fontsize=9, ncols=2, loc="outside lower center", title="statistics of BatchNorm")
     return figure
 
 
-def confusion(results: Results) -> Figure:
-    """What each class is called under noise, by both models."""
-    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
-    for axes, (name, folder) in zip(figure.subplots(1, 2), results.items()):
-        stored = Table.load(folder)
-        matrix = confusion_matrix(stored.labels, stored.predictions[stored.rows.index(NOISE_ROW)])
-        shares = 100 * matrix / matrix.sum(axis=1, keepdims=True)
+def confusion(releases: Releases, data: Split) -> "Figure | None":
+    """Draw what each class is called under noise, by each release."""
+    tables = measured(releases)
+    if not tables:
+        return None
+    columns = min(2, len(tables))
+    lines = -(-len(tables) // columns)
+    figure = _sheet(4.2 * lines)
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for (name, stored), axes in zip(tables.items(), panels):
+        row, classes = stored.row(NOISE_ROW), stored.classes
+        matrix = confusion_matrix(row.labels, row.predictions, len(classes))
+        shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-        for (row, column), share in np.ndenumerate(shares):
+        for (actual, called), share in np.ndenumerate(shares):
             if share >= 0.5:
                 color = "white" if share > 50 else "black"
-                axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=color)
-        axes.set_xticks(range(10), CIFAR10_LABELS, rotation=90, fontsize=8)
-        axes.set_yticks(range(10), CIFAR10_LABELS, fontsize=8)
+                axes.text(called, actual, f"{share:.0f}", ha="center", va="center", fontsize=7, color=color)
+        axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(classes)), classes, fontsize=8)
         axes.set(title=f"{name}, noise σ = 0.05", xlabel="answer in percent", ylabel="class")
         axes.spines[:].set_visible(False)
+    for axes in panels:
+        axes.remove()
     return figure
 
 
-def perturbations(data: Split, index: int = 0) -> Figure:
-    """One test image under every row of the table."""
-    figure = Figure(figsize=(WIDTH, 7.4), layout="constrained")
-    pixels = data.images[index : index + 1].permute(0, 3, 1, 2).float() / 255
+def perturbations(releases: Releases, data: Split) -> "Figure":
+    """Draw the first test image under every row of the table."""
+    figure = _sheet(7.4)
+    pixels = data.images[0].permute(2, 0, 1).unsqueeze(0).float() / 255
+    cifar10 = data.fingerprint == CIFAR10_FINGERPRINTS["test"]
     for axes, row in zip(figure.subplots(4, 5).flat, ROWS):
-        _show(axes, row.apply(pixels, torch.Generator().manual_seed(0))[0], textwrap.fill(row.name, 22))
+        title = textwrap.fill(row_title(row.name, cifar10), 22)
+        _show(axes, row.apply(pixels, torch.Generator().manual_seed(0))[0], title)
     return figure
 
 
-def flipped(results: Results, data: Split, count: int = 12) -> Figure:
-    """The first images whose clean answer differs between the models, with both answers.
+def flipped(releases: Releases, data: Split, count: int = 12) -> "Figure | None":
+    """Draw the first images whose clean answer differs between base and fine-tuned, with both answers.
 
-    ValueError where `data` are not the images that were measured.
+    Raises:
+        ValueError: `data` are not the images that were measured.
     """
-    stored = {name: Table.load(folder) for name, folder in results.items()}
-    for name, table in stored.items():
-        if table.provenance["dataset"]["sha256"] != data.fingerprint:
-            raise ValueError(f"the results of {name} are of other images; give the --dataset they were measured on.")
-    v0, v1 = (table.predictions[0] for table in stored.values())
-    figure = Figure(figsize=(WIDTH, 5.8), layout="constrained")
-    chosen = flips(v0, v1)[:count]
-    for axes, index in zip(figure.subplots(3, 4).flat, chosen):
-        names = [CIFAR10_LABELS[answer] for answer in (data.labels[index], v0[index], v1[index])]
-        _show(axes, data.images[index].permute(2, 0, 1).float() / 255, "{}\nv0: {}, v1: {}".format(*names))
+    found = compared_tables(releases)
+    if found is None:
+        return None
+    for release, stored in found:
+        if stored.origin[0] != data.fingerprint:
+            raise ValueError(
+                f"the results of {release.name} are of other images; give the --dataset they were measured on."
+            )
+    (base, before), (tuned, after) = ((release, stored.row(CLEAN).predictions) for release, stored in found)
+    figure = _sheet(5.8)
+    panels = iter(figure.subplots(3, 4).flat)
+    for index in flips(before, after)[:count]:
+        label, first, second = (data.names[answer] for answer in (data.labels[index], before[index], after[index]))
+        title = f"{label}\n{base.name}: {first}, {tuned.name}: {second}"
+        _show(next(panels), data.images[index].permute(2, 0, 1).float() / 255, title)
+    for axes in panels:
+        axes.remove()
     return figure
 
 
-def _figure(height: float) -> tuple[Figure, matplotlib.axes.Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+PICTURES = (
+    Picture("table", "Accuracy under every perturbation, with 95 % intervals", table),
+    Picture("noise_histogram", "Accuracy over realisations of Gaussian noise, σ = 0.05", noise_histogram),
+    Picture("noise_sweep", "Accuracy against the strength of Gaussian noise, with 95 % intervals", noise_sweep),
+    Picture(
+        "running_gap",
+        "{tuned} − {base} under noise over the first k test images, a line for each realisation",
+        running_gap,
+    ),
+    Picture("sensitivity", "Norm of the Jacobian of the logits with respect to the pixels, under noise", sensitivity),
+    Picture("curvature", "Both ends of the Hessian's spectrum, under noise", curvature),
+    Picture(
+        "certified",
+        "Accuracy of the smoothed classifier that is certified up to an L2 radius, by strength of its noise",
+        certified,
+    ),
+    Picture("path", "Accuracy on the straight line through the weights of {base} and {tuned}", path),
+    Picture("confusion", "What each class is called under noise, σ = 0.05", confusion),
+    Picture("perturbations", "One test image under every perturbation", perturbations),
+    Picture("flipped", "Test images to which {base} and {tuned} give different answers", flipped),
+)
+
+
+def _intervals(rows: list[Row]) -> Curve:
+    low, high = np.array([row.interval() for row in rows]).T
+    return low, np.array([row.accuracy for row in rows]), high
+
+
+def _side_by_side(count: int, apart: float, within: float) -> np.ndarray:
+    """Offsets around zero of `count` marks that would lie on each other, `apart`, but all `within` that range."""
+    reach = np.sign(apart) * min(abs(apart) * (count - 1), within) / 2
+    return np.linspace(-reach, reach, count)
+
+
+def _bars(axes: "Axes", x: list[float], curve: Curve, release: Release, **style: str) -> None:
+    low, middle, high = curve
+    axes.errorbar(x, middle, (middle - low, high - middle), color=release.color, marker="o", capsize=4, **style)
+
+
+def _sheet(height: float) -> "Figure":
+    """An empty figure, `height` inches high."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def _figure(height: float) -> tuple["Figure", "Axes"]:
+    figure = _sheet(height)
     return figure, figure.subplots()
 
 
-def _show(axes: matplotlib.axes.Axes, pixels: torch.Tensor, title: str) -> None:
+def _show(axes: "Axes", pixels: torch.Tensor, title: str) -> None:
     axes.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set_title(title, fontsize=8)
     axes.set_axis_off()
 
 
-FROM_RESULTS: dict[str, Callable[[Results], Figure]] = {
-    function.__name__: function
-    for function in (
-        table,
-        noise_histogram,
-        noise_sweep,
-        running_gap,
-        sensitivity,
-        curvature,
-        certified,
-        path,
-        confusion,
-    )
-}
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `nula figures`."""
+    parser.description = "Draw the pictures of the model cards."
+    parser.add_argument("--releases", type=Path, default=Path("releases"), help="folder of releases")
+    add_data_arguments(parser)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m nula.model_card.figures", description="Draw the card's pictures.")
-    parser.add_argument("--releases", type=Path, default=Path("releases"))
-    parser.add_argument("--dataset", default=CIFAR10, help="Hub id, or a folder of the same layout")
-    arguments = parser.parse_args()
-    results = {version: arguments.releases / version / "results" for version in ("v0", "v1")}
-    data = load_split(arguments.dataset, "test")
-    folder = arguments.releases / "figures"
-    folder.mkdir(exist_ok=True)
-    weights = drawn_from(arguments.releases)
-    figures = {"perturbations": perturbations(data)}
-    for name, draw in {**FROM_RESULTS, "flipped": lambda results: flipped(results, data)}.items():
-        try:
-            figures[name] = draw(results)
-        except FileNotFoundError as error:
-            print(f"no {name}: {error.filename} was not measured")
-            (folder / f"{name}.png").unlink(missing_ok=True)  # one of other weights
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None, WEIGHTS: weights})
-        print(folder / f"{name}.png")
-
-
-if __name__ == "__main__":
-    main()
+def run(arguments: argparse.Namespace) -> None:
+    """Rewrite the pictures of all releases; remove those that nothing was measured for."""
+    try:
+        releases, data = load_releases(arguments.releases), DataSource.of(arguments).test()
+        folder = arguments.releases / "figures"
+        folder.mkdir(exist_ok=True)
+        for picture in PICTURES:
+            figure, file = picture.draw(releases, data), folder / f"{picture.name}.png"
+            if figure is None:
+                print(f"no {picture.name}: it was not measured")
+                file.unlink(missing_ok=True)  # one of other weights
+                continue
+            figure.savefig(file, dpi=150, metadata={"Software": None, PNG_KEY: drawn_from(releases)})
+            print(file)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error

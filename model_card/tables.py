@@ -1,156 +1,263 @@
-"""The tables of the model card and of the README, as markdown, from committed result files alone."""
+"""The tables of the model cards and of the README, as markdown, of the releases that they are given."""
 
 import csv
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from pathlib import Path
+from itertools import groupby
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 
-from nula.evaluation.claims import paired_tables
+from nula.data import CIFAR10_FINGERPRINTS
 from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES
 from nula.perturbations.suite import ROWS
-from nula.records.statistics import mean_interval, wilson_interval
-from nula.records.table import Table
+from nula.records.provenance import speed_of
+from nula.records.release import Release, Releases, pairs
+from nula.records.statistics import mean_interval
+from nula.records.table import Row, Table
 
-VERSIONS = ("v0", "v1")
+CLEAN = "Clean (CIFAR-10 Test)"  # the row of unperturbed images, as the published table calls it
+CALIBRATION_SCORES = {
+    "expected_calibration_error": "ECE",
+    "negative_log_likelihood": "NLL",
+    "brier_score": "Brier",
+}
 
 
-def published(version: str) -> dict[str, float]:
-    """Row name to published accuracy in percent (model cards of MamaPearl/nula-cifar10-robust-v0 and -v1)."""
-    with files("nula.model_card").joinpath("published_table.csv").open(encoding="utf-8") as lines:
-        return {line["perturbation"]: float(line[f"published_{version}"]) for line in csv.DictReader(lines)}
-
-
-def stored_tables(releases: Path, study: str = "") -> dict[str, Table]:
-    """The stored tables of the table, or of `study`, by version; of those that there are.
+def published(column: str) -> dict[str, float]:
+    """Return the published accuracy in percent of each row (model cards of MamaPearl/nula-cifar10-robust-v0 and -v1).
 
     Raises:
-        ValueError: those of v0 and v1 are not of the same rows and images.
+        ValueError: published_table.csv has no such column.
     """
-    folders = {version: releases / version / "results" / study for version in VERSIONS}
-    stored = {version: folder for version, folder in folders.items() if (folder / "predictions.npz").is_file()}
-    if len(stored) == len(VERSIONS):
-        return dict(zip(VERSIONS, paired_tables(*stored.values())))
-    return {version: Table.load(folder) for version, folder in stored.items()}
+    with files("nula.model_card").joinpath("published_table.csv").open(encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    columns = [name for name in rows[0] if name not in ("category", "perturbation")]
+    if column not in columns:
+        raise ValueError(f"published_table.csv has no column {column!r}; it has {', '.join(columns)}.")
+    return {row["perturbation"]: float(row[column]) for row in rows}
 
 
-def results_table(releases: Path) -> str:
-    """The twenty rows as markdown: measured and published accuracy of v0, v1 or both, and the change from v0 to v1.
+def on_cifar10(table: Table) -> bool:
+    """Tell whether a table is of CIFAR-10's whole test split, as the published figures are."""
+    return bool(table.provenance["dataset"]["sha256"] == CIFAR10_FINGERPRINTS["test"])
+
+
+def row_title(name: str, cifar10: bool) -> str:
+    """Return how a row is called where the images are those of CIFAR-10's test split, or are not."""
+    return name if cifar10 or name != CLEAN else "Clean"
+
+
+def measured(releases: Releases, study: str = "") -> dict[str, Table]:
+    """Return the stored tables of the twenty rows, or of `study`, by release; of those that there are.
+
+    Raises:
+        ValueError: they are not all of the same rows and images.
+    """
+    stored = [(release, release.results.table(study)) for release in releases.values()]
+    found = [(release, table) for release, table in stored if table is not None]
+    for release, table in found[1:]:
+        first, reference = found[0]
+        if not table.same_cells(reference) or table.origin != reference.origin:
+            raise ValueError(
+                f"{first.results.folder / study} and {release.results.folder / study} are not of the same rows, seeds "
+                "and images, by the same definitions."
+            )
+    return {release.name: table for release, table in found}
+
+
+def all_on_cifar10(releases: Releases) -> bool:
+    """Tell whether whatever was measured of `releases` was measured on CIFAR-10's whole test split."""
+    return all(map(on_cifar10, measured(releases).values()))
+
+
+def records(releases: Releases, study: str) -> dict[str, dict[str, Any]]:
+    """Return what `study`.json holds, by release; of those that there are."""
+    found = {name: release.results.record(study) for name, release in releases.items()}
+    return {name: record for name, record in found.items() if record is not None}
+
+
+def published_beside(releases: Releases) -> dict[str, dict[str, float]]:
+    """Return the published figures, by release and row, of those releases that can be compared with them."""
+    return {
+        name: published(column)
+        for name, table in measured(releases).items()
+        if (column := releases[name].published) is not None and on_cifar10(table)
+    }
+
+
+def published_pair(releases: Releases) -> tuple[Release, Release] | None:
+    """Return the first release and the one fine-tuned from it that both can be compared with published figures."""
+    known = published_beside(releases)
+    return next(((base, tuned) for base, tuned in pairs(releases) if {base.name, tuned.name} <= set(known)), None)
+
+
+def compared_pair(releases: Releases) -> tuple[Release, Release] | None:
+    """Return base and fine-tuned of the pictures that compare two: those that are published, else the first pair."""
+    return published_pair(releases) or next(iter(pairs(releases)), None)
+
+
+def compared_tables(releases: Releases, study: str = "") -> list[tuple[Release, Table]] | None:
+    """Return the `compared_pair` with its tables of `study`; None where one of them has none."""
+    pair = compared_pair(releases)
+    tables = measured({release.name: release for release in pair or ()}, study)
+    return [(release, tables[release.name]) for release in pair] if pair and len(tables) == 2 else None
+
+
+def results_table(releases: Releases) -> str:
+    """Return the twenty rows: each release's measured and published accuracy, then each one's change to its parent.
 
     What was measured has its 95 % interval below it, Wilson's for an accuracy and Student's, over images, for the
-    change.
+    change. The last of several releases is in bold.
     """
-    tables = stored_tables(releases)
-    both = len(tables) == len(VERSIONS)
-    columns = [f"{title}{version}" for version in tables for title in ("", "published ")]
-    lines = [f"| perturbation | {' | '.join(columns + ['v1 − v0'] * both)} |"]
-    lines += ["|---|" + "--:|" * (len(columns) + both)]
-    for index, row in enumerate(ROWS):
-        cells, right = [row.name], []
-        for version, table in tables.items():
-            right.append(table.predictions[index] == table.labels)
-            low, high = wilson_interval(int(right[-1].sum()), len(right[-1]))
-            value = _with_interval(100 * right[-1].mean(), 100 * low, 100 * high, bold=version == "v1")
-            cells += [value, f"{published(version)[row.name]:.2f}"]
-        if both:
-            change, low, high = mean_interval(100.0 * right[1] - 100.0 * right[0])
-            cells.append(f"{change:+.2f}<br><sub>{low:+.2f} to {high:+.2f}</sub>".replace("-", "−"))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    tables, figures = measured(releases), published_beside(releases)
+    changes = [(base.name, tuned.name) for base, tuned in pairs(releases) if {base.name, tuned.name} <= set(tables)]
+    columns = []
+    for name in tables:
+        columns += [name, f"published {name}"] if name in figures else [name]
+    columns += [f"{tuned} − {base}" for base, tuned in changes]
+    rows, cifar10 = {}, all_on_cifar10(releases)
+    for name in (row.name for row in ROWS):
+        found = {release: table.row(name) for release, table in tables.items()}
+        cells = []
+        for release, row in found.items():
+            cells.append(_accuracy(row, bold=len(tables) > 1 and release == list(tables)[-1]))
+            cells += [f"{figures[release][name]:.2f}"] if release in figures else []
+        cells += [_change(found[base], found[tuned]) for base, tuned in changes]
+        rows[row_title(name, cifar10)] = cells
+    return markdown_table("perturbation", columns, rows)
 
 
-def definitions_table() -> str:
-    """What each of the twenty rows does to an image, as markdown."""
-    return "\n".join(["| row | operator |", "|---|---|", *(f"| {row.name} | {row.definition} |" for row in ROWS)])
+def definitions_table(cifar10: bool = True) -> str:
+    """Return what each of the twenty rows does to an image."""
+    lines = [f"| {row_title(row.name, cifar10)} | {row.definition} |" for row in ROWS]
+    return "\n".join(["| row | operator |", "|---|---|", *lines])
 
 
-def compatibility_table(releases: Path) -> str:
-    """By how much the logits differ where the payloads are loaded on other versions of transformers, as markdown."""
-    found = json.loads((releases / "compatibility.json").read_text())["environments"]
-    lines = [f"| {' | '.join(found[0]['versions'])} | {' | '.join(VERSIONS)} |", "|---|---|---|--:|--:|"]
+def compatibility_table(record: Mapping[str, Any], releases: Releases) -> str:
+    """Return by how much the logits differ where payloads are loaded on other versions of transformers.
+
+    `record` is what compatibility.json holds.
+    """
+    found = record["environments"]
+    lines = [f"| {' | '.join([*found[0]['versions'], *releases])} |"]
+    lines += ["|" + "---|" * len(found[0]["versions"]) + "--:|" * len(releases)]
     for environment in found:
-        differences = [f"{environment['difference'][version]:.0e}" for version in VERSIONS]
+        known = environment["difference"]
+        differences = [f"{known[name]:.0e}" if name in known else "not measured" for name in releases]
         lines.append(f"| {' | '.join([*environment['versions'].values(), *differences])} |")
     return "\n".join(lines)
 
 
-def training_folders(version: str, releases: Path) -> list[Path]:
-    """Where training.json and results of every training of `version` lie: the release's first, then other seeds'."""
-    return [releases / version, *sorted((releases / version / "seeds").glob("*"))]
+def training_times(releases: Releases) -> str:
+    """Return a sentence of the minutes, speed and hardware of every training, those of other seeds among them."""
+    times = []
+    for release in releases.values():
+        for training in release.trainings:
+            record = training.record
+            title = release.name if training is release.trainings[0] else f"{release.name} of seed {record['seed']}"
+            times.append(f"{title} in {record['seconds'] / 60:.0f} minutes, {training_speed(record)}")
+    return f"Trained: {'; '.join(times)}."
 
 
-def seeds_table(version: str, releases: Path) -> str | None:
-    """Accuracy of every training of `version` as markdown and mean ± standard deviation; None: there is but one."""
-    folders = training_folders(version, releases)
-    if len(folders) == 1:
+def training_speed(training: Mapping[str, Any]) -> str:
+    """Return how many epochs of a training.json ran where, and how fast.
+
+    Such as "10 epochs on 2 threads of <processor> (<n> images/s, <p> % of what a matrix product in bfloat16 reached)".
+    """
+    hardware, parts = training["hardware"], []
+    processes = hardware["processes"]
+    units = (
+        f"{processes * hardware['threads_per_process']} threads of" if hardware["device"] == "cpu" else f"{processes} ×"
+    )
+    for (machine, dtype), group in groupby(training["epochs"], lambda epoch: (epoch["machine"], epoch["dtype"])):
+        epochs = list(group)
+        speed, share = speed_of(epochs, training["flops_per_image"], processes)
+        plural = "s" if len(epochs) > 1 else ""
+        parts.append(
+            f"{len(epochs)} epoch{plural} on {units} {machine} ({speed:.0f} images/s, {100 * share:.0f} % of "
+            f"what a matrix product in {dtype} reached)"
+        )
+    return " and ".join(parts) or "less than an epoch, too short to tell its speed"
+
+
+def seeds_table(release: Release) -> str | None:
+    """Return the accuracy of every training of `release`, and mean ± standard deviation; None if there is but one."""
+    stored = [(training.record, training.results.table()) for training in release.trainings]
+    runs = [(record, table) for record, table in stored if table is not None]
+    if len(runs) < 2:
         return None
-    runs = [json.loads((folder / "training.json").read_text()) for folder in folders]
-    accuracies = [Table.load(folder / "results").accuracies() for folder in folders]
-    titles = [f"seed {run['seed']}, {len(run['epochs'])} epochs" for run in runs]
+    titles = [f"seed {record['seed']}, {len(record['epochs'])} epochs" for record, _ in runs]
     rows = {}
-    for row in ROWS:
-        values = [accuracy[row.name] for accuracy in accuracies]
-        rows[row.name] = [*(f"{value:.2f}" for value in values), f"{mean(values):.2f} ± {stdev(values):.2f}"]
+    for name in (row.name for row in ROWS):
+        values = [table.row(name).accuracy for _, table in runs]
+        title = row_title(name, all(on_cifar10(table) for _, table in runs))
+        rows[title] = [*(f"{value:.2f}" for value in values), f"{mean(values):.2f} ± {stdev(values):.2f}"]
     return markdown_table("perturbation", [*titles, "mean ± std"], rows)
 
 
-def corruptions_table(releases: Path) -> str | None:
-    """Accuracy of v0 and v1 under each common corruption, over its severities, and over all. None if not measured.
+def corruptions_table(releases: Releases) -> str | None:
+    """Return the accuracy under each common corruption, over its severities, and over all. None if not measured.
 
     With Student's 95 % intervals, over images.
     """
-    stored = stored_tables(releases, "corruptions")
+    stored = measured(releases, "corruptions")
     if not stored:
         return None
 
     def shares(table: Table, names: Sequence[str]) -> np.ndarray:  # (N,): right answers to each image, in percent
-        rows = [table.rows.index(f"{name} {severity}") for name in names for severity in SEVERITIES]
-        return 100 * (table.predictions[rows] == table.labels).mean(axis=0)
+        rows = [table.row(f"{name} {severity}") for name in names for severity in SEVERITIES]
+        return 100 * np.mean([row.right for row in rows], axis=0)
 
-    rows = {name.replace("_", " "): [name] for name in CORRUPTIONS} | {"mean": list(CORRUPTIONS)}
-    cells = {
+    corruptions = {name.replace("_", " "): [name] for name in CORRUPTIONS} | {"mean": list(CORRUPTIONS)}
+    rows = {
         title: [_with_interval(*mean_interval(shares(table, names))) for table in stored.values()]
-        for title, names in rows.items()
+        for title, names in corruptions.items()
     }
-    return markdown_table("corruption", list(stored), cells)
+    return markdown_table("corruption", list(stored), rows)
 
 
-def attacks_table(releases: Path) -> str | None:
-    """Accuracy of v0 and v1 under the attacks of the null-space study, with Wilson's 95 % intervals; None: no study."""
-    stored = stored_tables(releases, "null_space")
+def attacks_table(releases: Releases) -> str | None:
+    """Return the accuracy under the attacks of the null-space study, with Wilson's 95 % intervals. None: no study."""
+    stored = measured(releases, "null_space")
     if not stored:
         return None
-    rows: dict[str, list[str]] = {}
-    for table in stored.values():
-        for row, predictions in zip(table.rows, table.predictions):
-            right, total = int((predictions == table.labels).sum()), len(table.labels)
-            low, high = wilson_interval(right, total)
-            rows.setdefault(row, []).append(_with_interval(100 * right / total, 100 * low, 100 * high))
-    return markdown_table(f"attack on {total:,} images", list(stored), rows)
+    first = next(iter(stored.values()))
+    rows = {name: [_accuracy(table.row(name)) for table in stored.values()] for name in first.rows}
+    return markdown_table(f"attack on {len(first.labels):,} images", list(stored), rows)
 
 
-def calibration_table(releases: Path) -> str | None:
-    """Expected calibration error, negative log-likelihood and Brier score of v0 and v1 by row. None if not measured."""
-    records = {version: releases / version / "results" / "calibration.json" for version in VERSIONS}
-    scores = {version: json.loads(file.read_text())["rows"] for version, file in records.items() if file.is_file()}
+def calibration_table(releases: Releases) -> str | None:
+    """Return expected calibration error, negative log-likelihood and Brier score by row. None if not measured."""
+    scores = {name: record["rows"] for name, record in records(releases, "calibration").items()}
     if not scores:
         return None
-    fields = {"expected_calibration_error": "ECE", "negative_log_likelihood": "NLL", "brier_score": "Brier"}
-    columns = [f"{title} {version}" for title in fields.values() for version in scores]
+    cifar10 = all_on_cifar10(releases)
+    columns = [f"{title} {name}" for title in CALIBRATION_SCORES.values() for name in scores]
     rows = {
-        row.name: [f"{scores[version][row.name][field]:.3f}" for field in fields for version in scores] for row in ROWS
+        row_title(row.name, cifar10): [
+            f"{of_release[row.name][score]:.3f}" for score in CALIBRATION_SCORES for of_release in scores.values()
+        ]
+        for row in ROWS
     }
     return markdown_table("perturbation", columns, rows)
 
 
-def markdown_table(first: str, columns: Sequence[str], rows: dict[str, Sequence[str]]) -> str:
-    """A table of right-aligned `columns` behind one of names, which is headed `first`."""
+def markdown_table(first: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """Return a table of right-aligned `columns` behind one of names, which is headed `first`."""
     lines = [f"| {first} | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
     lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
     return "\n".join(lines)
+
+
+def _accuracy(row: Row, bold: bool = False) -> str:
+    return _with_interval(row.accuracy, *row.interval(), bold=bold)
+
+
+def _change(base: Row, tuned: Row) -> str:
+    change, low, high = mean_interval(100.0 * tuned.right - 100.0 * base.right)
+    return f"{change:+.2f}<br><sub>{low:+.2f} to {high:+.2f}</sub>".replace("-", "−")
 
 
 def _with_interval(value: float, low: float, high: float, bold: bool = False) -> str:

@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,39 +14,12 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.hf_api import CommitInfo, RepoFile
 from huggingface_hub.utils import validate_repo_id
-from PIL import Image
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
-from nula.model_card.tables import VERSIONS
-from nula.perturbations.suite import DEFINITIONS_VERSION
-from nula.records.weights import weights_sha256
+from nula.publishing.integrity import PushRefused, check_payload
 
 ATTEMPTS = 5
-WEIGHTS = "Weights"  # key of what a PNG says of the weights behind it
 LONGEST_WAIT = 300.0  # seconds between two attempts; the Hub counts requests over five minutes
-TOLERANCE = 1e-3  # of logits, on another machine than the one that measured them
-
-# In a process of its own, which cannot import this package: what a stranger gets from the payload.
-LOAD = """
-import sys
-sys.modules["nula"] = None
-import numpy as np, torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
-payload, golden, tolerance = sys.argv[1], np.load(sys.argv[2]), float(sys.argv[3])
-model, processor = (kind.from_pretrained(payload, trust_remote_code=True)
-                    for kind in (AutoModelForImageClassification, AutoImageProcessor))
-with torch.inference_mode():
-    logits = model.eval()(**processor(golden["images"], return_tensors="pt")).logits.numpy()
-difference = float(np.abs(logits - golden["logits"]).max())
-if not difference <= tolerance:
-    sys.exit(f"logits differ by {difference:.3g} from those that were measured, allowed are {tolerance}")
-classifier = pipeline("image-classification", model=payload, trust_remote_code=True)
-answers = [scores[0]["label"] for scores in classifier(list(golden["images"]), top_k=1)]
-if answers != [model.config.id2label[label] for label in logits.argmax(1).tolist()]:
-    sys.exit(f"its pipeline answers {answers}, which its logits do not")
-print(difference)
-"""
-
 TAG = re.compile(r"\w[\w.+-]*", re.ASCII)
 ADVICE = {  # by status
     401: "The token may not write to {}: make one with write access to it, and log in anew.",
@@ -60,83 +31,29 @@ ADVICE = {  # by status
 Result = TypeVar("Result")
 
 
-class PushRefused(Exception):
-    """Why nothing was pushed, and what to do about it."""
+@dataclass(frozen=True)
+class Target:
+    """Where a push goes.
 
-
-def drawn_from(releases: Path) -> str:
-    """What a picture of `releases` is to say of the weights behind it: their hashes."""
-    return " ".join(weights_sha256(releases / version) for version in VERSIONS)
-
-
-def check_results(releases: Path) -> None:
-    """PushRefused unless everything that a card of `releases` shows was measured on the weights that lie there."""
-    for version in VERSIONS:
-        release = releases / version
-        if not (release / "model.safetensors").is_file():
-            continue
-        expected, results = weights_sha256(release), release / "results"
-        training = json.loads((release / "training.json").read_text())
-        if training["weights_sha256"] != expected:
-            raise PushRefused(f"{release / 'training.json'} is of other weights than those in {release}; copy both.")
-        if version == "v1" and training["initial_weights_sha256"] != weights_sha256(releases / "v0"):
-            raise PushRefused(f"{release} was not fine-tuned from the v0 in {releases / 'v0'}; fine-tune v1 from it.")
-        if not (results / "predictions.npz").is_file():
-            raise PushRefused(f"{results} holds no results; run `make evaluate VERSION={version}`.")
-        if not (results / "golden.npz").is_file():
-            raise PushRefused(
-                f"{results} holds no golden.npz to check the payload against; run `make evaluate VERSION={version}`."
-            )
-        for file in sorted(results.rglob("*.json")):
-            record = json.loads(file.read_text())
-            record = record if file.name == "provenance.json" else record.get("provenance", {})
-            start = record.get("start_weights_sha256")
-            known = start is None or start == weights_sha256(releases / "v0")
-            if record.get("weights_sha256") != expected or not known:
-                of_table = file in (results / "provenance.json", results / "calibration.json")
-                again = "evaluate" if of_table else "studies"
-                raise PushRefused(
-                    f"{file} was measured on other weights than those in {release}; run `make {again} "
-                    f"VERSION={version}`."
-                )
-            if record["definitions_version"] != DEFINITIONS_VERSION:
-                raise PushRefused(f"{file} was measured by other definitions than today's; measure it again.")
-    pictures = sorted((releases / "figures").glob("*.png"))
-    expected = drawn_from(releases) if pictures else ""
-    for picture in pictures:
-        with Image.open(picture) as image:
-            if image.info.get(WEIGHTS) != expected:
-                raise PushRefused(f"{picture} was drawn for other weights; run `make figures`.")
-
-
-def check_payload(payload: Path, golden: Path, python: str = sys.executable) -> float:
-    """The largest difference of the payload's logits, loaded by its remote code, from those in `golden`.
-
-    `python` is the interpreter to load it with. PushRefused where the difference is above 0.001, where the pipeline
-    gives other answers than the logits, and where it does not load.
+    Args:
+        hub_id: owner/name of the repository.
+        tag: of the commit, such as "v1.0.0"; the card pins it. None: no tag is made.
+        private: whether the repository, where the push makes it, is private.
     """
-    with tempfile.TemporaryDirectory() as cache:
-        done = subprocess.run(
-            [python, "-c", LOAD, str(payload.resolve()), str(golden.resolve()), str(TOLERANCE)],
-            cwd=cache,
-            env={**os.environ, "HF_HOME": cache, "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-        )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise PushRefused(
-            f"the payload {payload} fails when it is loaded by its remote code: {lines[-1]}. Mend the code, or measure "
-            "again what has changed."
-        )
-    return float(done.stdout.splitlines()[-1])
+
+    hub_id: str
+    tag: str | None = None
+    private: bool = False
 
 
-def check_hub(hub_id: str, tag: str | None = None, private: bool = False) -> None:
-    """PushRefused unless `hub_id` is owner/name, a token may write there, and `tag` can be made.
+def check_hub(target: Target) -> None:
+    """Check that a push to `target` can succeed.
 
-    With `private` a repository that is there already must be private.
+    Raises:
+        PushRefused: its id is not owner/name, no token may write there, its tag cannot be made or is there already, or
+            it is to be private and is there already and public.
     """
+    hub_id, tag = target.hub_id, target.tag
     try:
         validate_repo_id(hub_id)
     except HFValidationError as error:
@@ -155,7 +72,7 @@ def check_hub(hub_id: str, tag: str | None = None, private: bool = False) -> Non
             refs = _with_retries(lambda: api.list_repo_refs(hub_id))
         except RepositoryNotFoundError:
             return
-    if private and not is_private:
+    if target.private and not is_private:
         raise PushRefused(f"{hub_id} is there already and public; make it private on the Hub, or push it as public.")
     if tag in {ref.name for ref in refs.tags}:
         raise PushRefused(f"{hub_id} has a tag {tag} already; take the next version number.")
@@ -181,8 +98,10 @@ def _check_token(about: dict, hub_id: str) -> None:
             raise PushRefused(f"the Hub token may not write to {hub_id}; give it that right (repo.write) on the Hub.")
 
 
-def push(payload: Path, golden: Path, hub_id: str, *, private: bool = False, tag: str | None = None) -> str:
+def push(payload: Path, golden: Path, target: Target) -> str:
     """Make the repository hold the files of `payload` and no others, by one commit; tag it; return the commit's URL.
+
+    `golden` is the file of images and logits that the payload is checked against.
 
     Transient failures are tried again. One that lasts leaves the repository as it was, or new and empty, or, where the
     commit went through and its tag did not, with the commit alone; the same call then goes on from there.
@@ -192,14 +111,14 @@ def push(payload: Path, golden: Path, hub_id: str, *, private: bool = False, tag
             not be reached.
     """
     check_payload(payload, golden)
-    check_hub(hub_id, tag, private)
-    api = HfApi()
+    check_hub(target)
+    api, hub_id = HfApi(), target.hub_id
     with _explained(hub_id):
-        _with_retries(lambda: api.create_repo(hub_id, private=private or None, exist_ok=True))
+        _with_retries(lambda: api.create_repo(hub_id, private=target.private or None, exist_ok=True))
         parent = _with_retries(lambda: api.model_info(hub_id)).sha
         commit = _with_retries(lambda: _upload(api, payload, hub_id, parent))
-        if tag is not None:
-            _with_retries(lambda: _tag(api, hub_id, tag, commit.oid))
+        if target.tag is not None:
+            _with_retries(lambda: _tag(api, target, commit.oid))
     return commit.commit_url
 
 
@@ -220,30 +139,32 @@ def _upload(api: HfApi, payload: Path, hub_id: str, parent: str) -> CommitInfo:
         return commit(api.model_info(hub_id).sha)  # nothing differs, so this makes no commit and tells of the last
 
 
-def _tag(api: HfApi, hub_id: str, tag: str, oid: str) -> None:
+def _tag(api: HfApi, target: Target, oid: str) -> None:
     """Tag the commit; a tag that is there already must be of this very commit, as after a reply that was lost."""
     try:
-        api.create_tag(hub_id, tag=tag, revision=oid)
+        api.create_tag(target.hub_id, tag=target.tag, revision=oid)
     except HfHubHTTPError as error:
-        tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(hub_id).tags}
-        if error.response.status_code != 409 or tags.get(tag) != oid:
+        tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(target.hub_id).tags}
+        if error.response.status_code != 409 or tags.get(target.tag) != oid:
             raise
 
 
-def changes(payload: Path, hub_id: str, private: bool = False) -> list[str]:
-    """What a push would do: whether it makes the repository, then a line for each file (size, name, and whether it is
-    new, changed, unchanged or removed), then their size in all.
+def pending_changes(payload: Path, target: Target) -> list[str]:
+    """Return what a push would do, in lines.
+
+    The first tells whether it makes the repository; then comes a line for each file: its size, its name, and whether it
+    is new, changed, unchanged or removed; then their size in all.
 
     Raises:
         PushRefused: the Hub could not be reached.
     """
-    api = HfApi()
+    api, hub_id = HfApi(), target.hub_id
     with _explained(hub_id):
         there = _with_retries(lambda: api.repo_exists(hub_id))
         states = _with_retries(lambda: _states(api, hub_id, payload))
     sizes = {path: (payload / path).stat().st_size for path, state in states.items() if state != "removed"}
     lines = [f"{_size(sizes.get(path))}  {path}  {state}" for path, state in states.items()]
-    made = "is there" if there else "new, private" if private else "new"
+    made = "is there" if there else "new, private" if target.private else "new"
     return [f"repository: {hub_id}, {made}", *lines, f"{_size(sum(sizes.values()))}  in all"]
 
 

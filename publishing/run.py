@@ -4,23 +4,83 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from nula.data import load_split
+from nula.data import DataSource
 from nula.perturbations.suite import DEFINITIONS_VERSION
-from nula.publishing.hub import PushRefused, check_hub, push
+from nula.publishing.hub import Target, check_hub, push
+from nula.publishing.integrity import PushRefused
 from nula.publishing.payload import assemble
+from nula.records.release import FILE, Release, Results
+from nula.records.table import Table
 from nula.records.weights import weights_sha256
 
 # The variables by which a launcher tells a process of the others.
 LAUNCHER = ("ACCELERATE_", "TORCHELASTIC_", "MASTER_", "GROUP_", "ROLE_", "LOCAL_", "RANK", "WORLD_SIZE")
 
+NEW_HEAD = "new"  # what training.json says of a head for other classes than those of the weights it started from
+TABLE_FILES = ("predictions.npz", "provenance.json", "golden.npz", "calibration.json")  # that measuring a table leaves
 
-SHOWN = ("predictions.npz", "provenance.json", "golden.npz", "calibration.json")  # of results: the table's alone
+
+@dataclass(frozen=True)
+class TableAlone(Results):
+    """The table in a folder of results and what was measured with it; no studies, which may be of other weights."""
+
+    def table(self, study: str = "") -> Table | None:
+        """Return the stored table of the twenty rows, see `Results.table`; None for a study."""
+        return None if study else Results.table(self)
+
+    def record(self, study: str) -> dict[str, Any] | None:
+        """Return what calibration.json holds, see `Results.record`; None for a study."""
+        return Results.record(self, study) if study == "calibration" else None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a run and what it started from are measured: on which images, and by which device."""
+
+    source: DataSource
+    device: torch.device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the images and labels."""
+        return self.source.test().fingerprint
+
+    def results_of(self, model: str, *folders: Path) -> TableAlone:
+        """Return the table of `model` in the first of `folders` that holds it; else measure it into the last.
+
+        Raises:
+            subprocess.CalledProcessError: measuring failed.
+        """
+        for folder in folders:
+            if self._holds_table(model, folder):
+                return TableAlone(folder)
+        self._measure(model, folders[-1])
+        return TableAlone(folders[-1])
+
+    def _holds_table(self, model: str, folder: Path) -> bool:
+        """Whether `folder` holds a whole table of these weights on these images."""
+        if not all((folder / name).is_file() for name in TABLE_FILES):
+            return False
+        record = json.loads((folder / "provenance.json").read_text())
+        known = (record["weights_sha256"], record["definitions_version"], record["dataset"]["sha256"])
+        return known == (weights_sha256(model), DEFINITIONS_VERSION, self.fingerprint)
+
+    def _measure(self, model: str, folder: Path) -> None:
+        """Leave the table of `model` in `folder`, measured by one process."""
+        command = ["-m", "nula", "evaluate", "table", "--model", model, "--output", str(folder)]
+        for entry in fields(self.source):
+            value = getattr(self.source, entry.name)
+            command += [] if value == entry.default else [f"--{entry.name}", value]
+        command += ["--cpu"] if self.device.type == "cpu" else []
+        alone = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER)}
+        subprocess.run([sys.executable, *command], check=True, env=alone)
 
 
 def check_before(hub_id: str | None, tag: str | None, private: bool) -> None:
@@ -28,66 +88,52 @@ def check_before(hub_id: str | None, tag: str | None, private: bool) -> None:
     if hub_id is None:
         raise SystemExit("error: --push_to_hub needs --hub_model_id owner/name.")
     try:
-        check_hub(hub_id, tag, private)
+        check_hub(Target(hub_id, tag, private))
     except PushRefused as error:
         raise SystemExit(f"error: --push_to_hub: {error}") from error
 
 
 def publish(
-    version: str,
-    output_dir: Path,
-    dataset: str,
-    hub_id: str,
-    device: torch.device,
-    *,
-    v0: str | None = None,
-    tag: str | None = None,
-    private: bool = False,
+    output_dir: Path, source: DataSource, target: Target, device: torch.device, parent: str | None = None
 ) -> str:
-    """Push what was trained into `output_dir` as `version`, compared with `v0` if given; return the commit's URL.
+    """Push the run in `output_dir`, which holds release.json; return the commit's URL.
 
-    A table that is there and of these very weights and data is not measured again; no other result is shown.
+    Its card shows its table beside that of `parent`, the folder or Hub id that it was fine-tuned from, unless that
+    knows other classes. A table that is there and of these very weights and data is not measured again; no other result
+    is shown.
 
     Raises:
         PushRefused, subprocess.CalledProcessError: the push, or a measurement, failed. Nothing of the run is lost.
     """
-    results = output_dir / "results"
-    if not has_table(str(output_dir), dataset, results):
-        measure(str(output_dir), dataset, results, device)
-    with tempfile.TemporaryDirectory() as folder:
-        releases = Path(folder)
-        _link(output_dir, releases / version, (path.name for path in output_dir.iterdir() if path.is_file()))
-        _link(results, releases / version / "results", SHOWN)
-        if v0 is not None:
-            results_v0 = Path(v0) / "results"
-            if not has_table(v0, dataset, results_v0):
-                results_v0 = output_dir / "v0_results"
-            if not has_table(v0, dataset, results_v0):
-                measure(v0, dataset, results_v0, device)
-            _link(results_v0, releases / "v0" / "results", SHOWN)
-        base = None if v0 is None else "" if Path(v0).exists() else v0
-        payload = assemble(version, releases, output_dir / "payload", hub_id, base, tag)
-        return push(payload, results / "golden.npz", hub_id, private=private, tag=tag)
+    evaluation = Evaluation(source, device)
+    results = evaluation.results_of(str(output_dir), output_dir / "results")
+    run = replace(Release.load(output_dir), results=results)
+    releases = {run.name: run}
+    base = None if parent is None else "" if Path(parent).exists() else parent
+    if parent is not None and run.training.get("head") != NEW_HEAD:
+        measured = evaluation.results_of(parent, Path(parent) / "results", output_dir / "parent_results")
+        start = _start(parent, measured, run)
+        run = replace(run, parent=start.name)
+        releases = {start.name: start, run.name: run}
+    payload = assemble(releases, run.name, output_dir / "payload", target, base)
+    return push(payload, results.folder / "golden.npz", target)
 
 
-def _link(source: Path, folder: Path, names: Iterable[str]) -> None:
-    folder.mkdir(parents=True)
-    for name in names:
-        (folder / name).symlink_to((source / name).resolve())
-
-
-def has_table(model: str, dataset: str, results: Path) -> bool:
-    """Whether `results` holds a whole table of these weights on this data set."""
-    if not all((results / name).is_file() for name in SHOWN):
-        return False
-    record = json.loads((results / "provenance.json").read_text())
-    same = record["weights_sha256"] == weights_sha256(model) and record["definitions_version"] == DEFINITIONS_VERSION
-    return same and record["dataset"]["sha256"] == load_split(dataset, "test").fingerprint
-
-
-def measure(model: str, dataset: str, output: Path, device: torch.device) -> None:
-    """Leave the table of `model` in `output`, measured by one process."""
-    command = ["-m", "nula.evaluation", "table", "--model", model, "--dataset", dataset, "--output", str(output)]
-    command += ["--cpu"] if device.type == "cpu" else []
-    alone = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER)}
-    subprocess.run([sys.executable, *command], check=True, env=alone)
+def _start(model: str, results: Results, run: Release) -> Release:
+    """The release in the folder or under the Hub id `model`, which `run` was fine-tuned from."""
+    folder = Path(model)
+    if (folder / FILE).is_file():
+        release = Release.load(folder)
+        return replace(release, results=results, name="parent" if release.name == run.name else release.name)
+    return Release(
+        name=run.parent or folder.name,
+        folder=folder,
+        results=results,
+        parent=None,
+        hub_id=model,
+        published=None,
+        summary="",
+        color="#000000",
+        script="",
+        recipe={},
+    )

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from nula.records.table import Table
 from nula.records.weights import weights_sha256
 
 FILE = "release.json"
 COLOR = re.compile(r"#[0-9A-Fa-f]{6}")
+PNG_KEY = "Weights"  # of what `drawn_from` gives, in a picture's PNG file
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,12 @@ class Release:
             ValueError: the file lacks a field, has one too many, or one has an impossible value.
         """
         file = folder / FILE
-        content = json.loads(file.read_text())
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file} is not JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{file}: must be an object, is {content!r}.")
         expected = {entry.name for entry in fields(cls)} - {"folder", "results"}
         if set(content) != expected:
             missing, unknown = sorted(expected - set(content)), sorted(set(content) - expected)
@@ -189,6 +196,29 @@ def load_releases(root: Path) -> dict[str, Release]:
             )
         ordered[ready[0].name] = ready[0]
     return ordered
+
+
+def named(releases: Releases, name: str) -> Release:
+    """Return the release called `name`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in releases:
+        raise ValueError(f"there is no release {name!r}; there are {', '.join(releases)}.")
+    return releases[name]
+
+
+def drawn_from(releases: Releases) -> str:
+    """Return what a picture of `releases` says of the weights behind it: the hashes in their records of training."""
+    return " ".join(release.training["weights_sha256"] for release in releases.values())
+
+
+def weights_behind(picture: Path) -> str | None:
+    """Return what a PNG file says of the weights that it was drawn for, as `drawn_from` tells it."""
+    with Image.open(picture) as image:
+        told: str | None = image.info.get(PNG_KEY)
+    return told
 
 
 def pairs(releases: Releases) -> list[tuple[Release, Release]]:

@@ -1,10 +1,11 @@
-"""NULA v0 and v1 side by side: an image, four perturbations, and what each model says.
+"""Releases of NULA side by side: an image, four perturbations, and what each model says.
 
-`make space` assembles the files of a Hugging Face Space around it, and `make app` starts those with the models of this
-checkout.
+`make space` assembles the files of a Hugging Face Space around it, and `nula app` starts those with the models of this
+checkout: python app.py NAME=FOLDER ...
 """
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,18 @@ from transformers import pipeline
 from nula.perturbations.appearance import gaussian_noise
 from nula.perturbations.sampling import checkerboard, decimate, resize
 
-MODELS = {version: f"MamaPearl/nula-cifar10-robust-{version}" for version in ("v0", "v1")}
-REVISION = "v0.1.0"  # of both models: their code runs here, so what a later push brings is not taken unseen
-SHOWN = 256  # pixels a side of the picture of what the models see
+MODELS = Path(__file__).with_name("models.json")  # {name: {"model": Hub id, "revision": tag}}
+PICTURE_SIDE = 256  # pixels, of the picture of what the models see
 EXAMPLES = Path(__file__).with_name("examples")
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"])  # gradio's own font has holes: "NULA" came in two sizes
 INTRODUCTION = """# NULA
 
-An anti-aliased CNN for CIFAR-10's ten classes at 32×32 pixels. v1 is v0 fine-tuned for noise. Perturb an image, and see
-which of them keeps its answer.
+An anti-aliased CNN. Perturb an image, and see which of its releases keeps its answer.
 """
 
 
 def perturb(pixels: torch.Tensor, scale: float, halvings: int, epsilon: float, sigma: float) -> torch.Tensor:
-    """Pixels (1, 3, 32, 32) in [0, 1], resized down and up, decimated by 2^halvings, with a checkerboard and noise."""
+    """Resize pixels (1, 3, H, W) in [0, 1] down and up, decimate by 2^halvings, add a checkerboard and noise."""
     if scale < 1:
         pixels = resize(pixels, scale, "bilinear")
     if halvings > 0:
@@ -41,11 +40,10 @@ def perturb(pixels: torch.Tensor, scale: float, halvings: int, epsilon: float, s
     return pixels
 
 
-def build_app(models: dict[str, str]) -> gr.Blocks:
-    """The app of models by name, each a Hub id or folder."""
+def build_app(models: dict[str, dict[str, Any]]) -> gr.Blocks:
+    """Build the app of models by name, each with the arguments of `pipeline` that say where it comes from."""
     pipes = {
-        name: pipeline("image-classification", model=model, revision=REVISION, trust_remote_code=True)
-        for name, model in models.items()
+        name: pipeline("image-classification", trust_remote_code=True, **source) for name, source in models.items()
     }
     processor = next(iter(pipes.values())).image_processor
 
@@ -54,16 +52,21 @@ def build_app(models: dict[str, str]) -> gr.Blocks:
             return [None] * (1 + len(pipes))
         pixels = processor.pixels(image).float() / 255  # of the model's size, not yet normalised
         pixels = perturb(pixels, scale, int(halvings), epsilon, sigma)
-        answers = [{entry["label"]: entry["score"] for entry in pipe(pixels[0], top_k=10)} for pipe in pipes.values()]
-        side = pixels.shape[-1]
+        answers = [
+            {entry["label"]: entry["score"] for entry in pipe(pixels[0], top_k=pipe.model.config.num_labels)}
+            for pipe in pipes.values()
+        ]
         seen = (255 * pixels[0].permute(1, 2, 0)).round().to(torch.uint8).numpy()
-        return [np.kron(seen, np.ones((SHOWN // side, SHOWN // side, 1), dtype=np.uint8)), *answers]
+        enlargement = max(1, PICTURE_SIDE // pixels.shape[-1])
+        return [np.kron(seen, np.ones((enlargement, enlargement, 1), dtype=np.uint8)), *answers]
+
+    width, height = processor.size["width"], processor.size["height"]
 
     with gr.Blocks(title="NULA") as app:
         gr.Markdown(INTRODUCTION)
         with gr.Row():
             with gr.Column():
-                image = gr.Image(type="pil", image_mode=None, label="Image", height=SHOWN)
+                image = gr.Image(type="pil", image_mode=None, label="Image", height=PICTURE_SIDE)
                 gr.Examples([[str(file)] for file in sorted(EXAMPLES.glob("*.[jp][pn]g"))], inputs=image)
                 sliders = [
                     gr.Slider(0.2, 1.0, 1.0, step=0.05, label="Resize (scale, bilinear down and up)"),
@@ -72,9 +75,8 @@ def build_app(models: dict[str, str]) -> gr.Blocks:
                     gr.Slider(0.0, 0.2, 0.0, step=0.01, label="Gaussian noise (standard deviation)"),
                 ]
             with gr.Column():
-                seen = gr.Image(
-                    elem_id="seen", format="png", label="What the models see, 32×32", height=SHOWN, interactive=False
-                )
+                label = f"What the models see, {width}×{height}"
+                seen = gr.Image(elem_id="seen", format="png", label=label, height=PICTURE_SIDE, interactive=False)
                 with gr.Row():
                     answers = [gr.Label(num_top_classes=5, label=f"NULA {name}", elem_id=name) for name in pipes]
         for control in (image, *sliders):
@@ -82,14 +84,31 @@ def build_app(models: dict[str, str]) -> gr.Blocks:
     return app
 
 
+def named_folder(text: str) -> tuple[str, dict[str, Any]]:
+    """Read NAME=FOLDER: the name, and where its model comes from.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is of another form, or there is no such folder.
+    """
+    name, _, folder = text.partition("=")
+    if not name or not folder or not Path(folder).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} must be NAME=FOLDER with the folder of an assembled release")
+    return name, {"model": folder}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Show v0 and v1 side by side in a browser.")
-    for version, model in MODELS.items():
-        parser.add_argument(f"--{version}", default=model, help="Hub id or folder (default: %(default)s)")
+    parser = argparse.ArgumentParser(description="Show releases of NULA side by side in a browser.")
+    parser.add_argument(
+        "models",
+        nargs="*",
+        type=named_folder,
+        metavar="NAME=FOLDER",
+        help="an assembled release and what to call it (default: what models.json names)",
+    )
     parser.add_argument("--port", type=int, default=7860)
     arguments = parser.parse_args()
-    app = build_app({version: getattr(arguments, version) for version in MODELS})
-    app.launch(server_port=arguments.port, theme=THEME)
+    models = dict(arguments.models) or json.loads(MODELS.read_text(encoding="utf-8"))
+    build_app(models).launch(server_port=arguments.port, theme=THEME)
 
 
 if __name__ == "__main__":

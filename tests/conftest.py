@@ -9,9 +9,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["NO_PROXY"] = "127.0.0.1,localhost"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="nula-tests-")  # before the first import of huggingface_hub
 
+import argparse
+import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -22,6 +27,8 @@ from nula.data import Split, load_split
 from nula.image_processing_nula import NulaImageProcessor
 from nula.modeling_nula import NulaForImageClassification
 from nula.publishing.payload import assemble
+from nula.records.release import Release, load_releases
+from nula.records.weights import weights_sha256
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = Path(__file__).parent / "data" / "cifar10_sample"  # the first 320 and 200 images of CIFAR-10's two splits
@@ -66,9 +73,56 @@ def tiny_folder(tiny_model: NulaForImageClassification, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Hub payload of v1, as `make release VERSION=v1` assembles it."""
-    return assemble("v1", ROOT / "releases", tmp_path_factory.mktemp("build"))
+def releases() -> dict[str, Release]:
+    """The committed releases. A test that changes what they say copies their folder."""
+    return load_releases(ROOT / "releases")
+
+
+@pytest.fixture(scope="session")
+def payload(releases: dict[str, Release], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Hub payload of v1, but for the tag that `nula release v1` has in its card."""
+    return assemble(releases, "v1", tmp_path_factory.mktemp("build"))
+
+
+@pytest.fixture(scope="session")
+def three_releases(test_split: Split, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Release]:
+    """The committed releases without their pictures, and a v2 that is there by files alone.
+
+    It is a tiny net, whose table is v1's with the first thousand images answered wrong. It has no study but the noise.
+    """
+    root = tmp_path_factory.mktemp("three") / "releases"
+    shutil.copytree(ROOT / "releases", root, ignore=shutil.ignore_patterns("figures", "*.md"))
+    v1 = load_releases(root)["v1"]
+    torch.manual_seed(0)
+    model = NulaForImageClassification(NulaConfig(stem_channels=4, hidden_sizes=(8, 12, 16), depths=(1, 0, 1))).eval()
+    folder = root / "v2"
+    model.save_pretrained(folder)
+    NulaImageProcessor().save_pretrained(folder)
+    own = {"weights_sha256": weights_sha256(folder)}
+    for study in ("", "noise"):
+        table = v1.results.table(study)
+        table.predictions[:, :1000] = (table.labels[:1000] + 1) % 10
+        replace(table, provenance=table.provenance | own).save(folder / "results" / study)
+    calibration = v1.results.record("calibration")
+    calibration = calibration | {"provenance": calibration["provenance"] | own}
+    (folder / "results" / "calibration.json").write_text(json.dumps(calibration))
+    images = test_split.images[:16].numpy()
+    with torch.inference_mode():
+        logits = model(**NulaImageProcessor()(images, return_tensors="pt")).logits.numpy()
+    np.savez(folder / "results" / "golden.npz", images=images, logits=logits)
+    training = v1.training | own | {"initial_weights_sha256": v1.weights_sha256, "parameters": 1234567, "seed": 5}
+    (folder / "training.json").write_text(json.dumps(training))
+    settings = {"name": "v2", "parent": "v1", "hub_id": "somebody/nula-tiny", "published": None, "color": "#009E73"}
+    settings |= {"summary": "v2 is v1 made tiny.", "script": "train/finetune_v1.py", "recipe": {}}
+    (folder / "release.json").write_text(json.dumps(settings))
+    return load_releases(root)
+
+
+def call_command(module: ModuleType, *arguments: object) -> None:
+    """Carry out a command of `nula` in this process."""
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    module.run(parser.parse_args([str(argument) for argument in arguments]))
 
 
 def run_without_nula(code: str, folder: Path, *arguments: object) -> str:

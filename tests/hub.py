@@ -78,7 +78,8 @@ class Hub:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> "Hub":
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        serve = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        serve.start()  # which looks so often, in seconds, whether it is to stop
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -97,6 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     silent = False
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # which holds the body of a reply back for 40 ms
 
     def log_message(self, *arguments: object) -> None:
         pass

@@ -28,8 +28,9 @@ from nula.evaluation.classifiers import load_classifier, preprocessing
 from nula.evaluation.measuring import evaluate, partial_folder, predict, table_rows
 from nula.evaluation.monte_carlo import correct_draws, gap, noise_rows
 from nula.image_processing_nula import NulaImageProcessor
-from nula.model_card import figures
+from nula.model_card.figures import PICTURES
 from nula.perturbations.suite import ROWS
+from nula.records.release import Release, Results
 from nula.records.statistics import (
     calibration,
     class_accuracies,
@@ -123,7 +124,9 @@ def test_two_processes_count_as_one(tmp_path, tiny_folder):
         assert np.array_equal(table.logits, tables[0].logits)
 
 
-def test_every_command_leaves_results_that_the_claims_are_read_from(tmp_path, tiny_folder, monkeypatch, capsys):
+def test_every_command_leaves_results_that_the_claims_are_read_from(
+    tmp_path, tiny_folder, test_split, monkeypatch, capsys
+):
     """All studies of two models on the sample, through the command line, then every picture and claim."""
 
     def call(*arguments: object) -> str:
@@ -154,8 +157,20 @@ def test_every_command_leaves_results_that_the_claims_are_read_from(tmp_path, ti
     printed = call("claims", *results.values())
     assert printed.count("\n    ") == len(CLAIMS)
     assert "not measured" not in printed
-    for draw in figures.FROM_RESULTS.values():
-        assert all(axes.has_data() for axes in draw(results).axes)
+    settings = {"hub_id": "owner/net", "published": None, "summary": "A net.", "script": "train.py", "recipe": {}}
+    releases = {
+        name: Release(
+            name=name,
+            folder=model,
+            results=Results(results[name]),
+            parent="v0" if name == "v1" else None,
+            color="#000000",
+            **settings,
+        )
+        for name, model in models.items()
+    }
+    for picture in PICTURES:
+        assert all(axes.has_data() for axes in picture.draw(releases, test_split).axes)
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,15 @@
-"""Verdicts and pictures from result files that were made up, so that each verdict can be forced."""
+"""Verdicts from result files that were made up, so that each verdict can be forced."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from nula.evaluation import findings as module
 from nula.evaluation.claims import FAILS, HOLDS, UNCLEAR, UNMEASURED, findings
 from nula.evaluation.monte_carlo import row_name
 from nula.evaluation.studies import ALPHAS, INTERPOLATED, MEASURED_ANEW, OPERATORS, PATH_CONDITIONS, path_row
-from nula.model_card import figures, tables
-from nula.model_card.card import PICTURES
-from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES
 from nula.perturbations.suite import ROWS
 from nula.records.table import Table
 
@@ -252,102 +247,3 @@ def test_tables_of_other_origin_are_refused(field, as_claimed):
     stored.save(v1)
     with pytest.raises(ValueError, match="by the same definitions"):
         findings(v0, v1)
-
-
-@pytest.mark.parametrize("name", figures.FROM_RESULTS)
-def test_every_figure_can_be_drawn(name, as_claimed, tmp_path):
-    figure = figures.FROM_RESULTS[name](dict(zip(("v0", "v1"), as_claimed)))
-    assert isinstance(figure, Figure)
-    assert all(axes.has_data() for axes in figure.axes)
-    figure.savefig(tmp_path / "figure.png")
-
-
-def test_figures_show_the_results(as_claimed):
-    v0, v1 = as_claimed
-    found = {"v0": v0, "v1": v1}
-    clean = [100 * (table.predictions[0] == table.labels).mean() for table in map(Table.load, as_claimed)]
-    dots = [container.lines[0].get_xydata()[0, 0] for container in figures.table(found).axes[0].containers]
-    assert dots == pytest.approx(clean)
-    noisy = [
-        100 * (table.predictions[0] == table.labels).mean() for table in (Table.load(v / "noise") for v in as_claimed)
-    ]
-    gap = noisy[1] - noisy[0]
-    *lines, mean = figures.running_gap(found).axes[0].lines
-    assert [curve.get_ydata()[-1] for curve in lines] == pytest.approx([gap] * 5)
-    assert mean.get_ydata()[0] == pytest.approx(gap)
-    norms = json.loads((v1 / "sensitivity.json").read_text())["norms"]
-    medians = figures.sensitivity(found).axes[0].containers[1].lines[0].get_ydata()
-    assert medians.tolist() == pytest.approx([np.median(values) for values in norms.values()])
-    ends = [container.lines[0].get_ydata() for container in figures.curvature(found).axes[0].containers]
-    assert [np.sign(values).tolist() for values in ends] == [[1, 1], [-1, -1]] * 2  # largest, smallest, of v0 and v1
-    clean_path = figures.path(found).axes[0].lines[0]
-    assert clean_path.get_xydata()[ALPHAS.index(1.0)].tolist() == [1.0, 100 * 362 / IMAGES]
-
-
-def test_the_certified_curve_counts_what_is_right_and_certified_that_far(as_claimed):
-    figure = figures.certified(dict(zip(("v0", "v1"), as_claimed)))
-    curve, _ = figure.axes[0].lines
-    assert curve.get_drawstyle() == "steps-post"
-    assert curve.get_xydata().tolist() == [[0, 50], [0.1, 25], [0.2, 0]]
-
-
-def test_the_card_shows_every_figure():
-    assert set(PICTURES) == {*figures.FROM_RESULTS, "perturbations", "flipped"}
-
-
-def test_figures_of_images_can_be_drawn(as_claimed, test_split, tmp_path):
-    figures.perturbations(test_split).savefig(tmp_path / "perturbations.png")
-    v0, v1 = as_claimed
-    stored = Table.load(v1)
-    stored.predictions[0, 3] = (stored.predictions[0, 3] + 1) % 10
-    stored.save(v1)
-    with pytest.raises(ValueError, match="the results of v0 are of other images"):
-        figures.flipped({"v0": v0, "v1": v1}, test_split)
-    for folder in as_claimed:
-        stored = Table.load(folder)
-        stored.provenance["dataset"]["sha256"] = test_split.fingerprint
-        stored.save(folder)
-    figure = figures.flipped({"v0": v0, "v1": v1}, test_split)
-    assert [axes.get_title() != "" for axes in figure.axes].count(True) == 1
-    figure.savefig(tmp_path / "flipped.png")
-
-
-def test_tables_of_studies(tmp_path):
-    """Made-up results whose means are known."""
-    labels = np.zeros(4, np.uint8)
-    for version, right in (("v0", 1), ("v1", 3)):
-        results = tmp_path / version / "results"
-        rows = tuple(f"{name} {severity}" for name in CORRUPTIONS for severity in SEVERITIES)
-        predictions = np.ones((len(rows), 4), np.uint8)
-        predictions[:, :right] = 0
-        predictions[1] = 0  # every image at the first corruption's second severity
-        Table(rows=rows, seeds=(0,) * len(rows), predictions=predictions, labels=labels, provenance=ORIGIN).save(
-            results / "corruptions"
-        )
-        Table(
-            rows=("clean", "box ε = 2/255"), seeds=(0, 0), predictions=predictions[:2], labels=labels, provenance=ORIGIN
-        ).save(results / "null_space")
-        scores = {"expected_calibration_error": 0.25, "negative_log_likelihood": right, "brier_score": 0.125}
-        (results / "calibration.json").write_text(json.dumps({"rows": {row.name: scores for row in ROWS}}))
-    corruptions = tables.corruptions_table(tmp_path).splitlines()
-    # One image is always right and three in one severity of five; the other way about for v1.
-    assert corruptions[2] == (
-        "| gaussian noise | 40.00<br><sub>-23.65 to 103.65</sub> | 80.00<br><sub>16.35 to 143.65</sub> |"
-    )
-    means = [cell.partition("<")[0].strip() for cell in corruptions[-1].strip("|").split("|")]
-    assert means == ["mean", f"{25 + 15 / 14:.2f}", f"{75 + 5 / 14:.2f}"]
-    assert len(corruptions) == 2 + len(CORRUPTIONS) + 1
-    attacks = tables.attacks_table(tmp_path).splitlines()
-    assert attacks[0] == "| attack on 4 images | v0 | v1 |"
-    assert attacks[2].startswith("| clean | 25.00<br><sub>4.56 to 69.94</sub> | 75.00<br><sub>30.06 to 95.44</sub> |")
-    assert attacks[3].startswith("| box ε = 2/255 | 100.00<br><sub>51.01 to 100.00</sub> |")
-    assert tables.calibration_table(tmp_path).splitlines()[2] == (
-        "| Clean (CIFAR-10 Test) | 0.250 | 0.250 | 1.000 | 3.000 | 0.125 | 0.125 |"
-    )
-    studies = (tables.corruptions_table, tables.attacks_table, tables.calibration_table)
-    shutil.rmtree(tmp_path / "v1")
-    for table in studies:
-        assert " v0 |" in table(tmp_path).splitlines()[0]
-        assert "v1" not in table(tmp_path).splitlines()[0]
-    shutil.rmtree(tmp_path / "v0")
-    assert [table(tmp_path) for table in studies] == [None] * 3

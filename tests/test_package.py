@@ -32,7 +32,7 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
         "import nula.modeling_nula as m, nula.evaluation.__main__, nula.train.launch, nula.model_card.tables as c\n"
         "from nula.configuration_nula import NulaConfig\n"
         "assert m.__file__.startswith(sys.argv[1]), m.__file__\n"
-        "m.NulaForImageClassification(NulaConfig()); print(c.published('v1')['Clean (CIFAR-10 Test)'])"
+        "m.NulaForImageClassification(NulaConfig()); print(c.published('published_v1')['Clean (CIFAR-10 Test)'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "site")], cwd=tmp_path, capture_output=True, text=True, timeout=300

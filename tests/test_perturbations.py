@@ -144,7 +144,7 @@ def test_uniform_noise_fills_its_range():
 
 
 def test_the_suite_has_the_twenty_published_rows_in_order():
-    assert [row.name for row in ROWS] == list(published("v0"))
+    assert [row.name for row in ROWS] == list(published("published_v0"))
     assert len(ROWS) == 20
 
 

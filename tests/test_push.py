@@ -6,45 +6,50 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CAT, ROOT, SAMPLE, run_without_nula
+import torch
+from conftest import CAT, ROOT, SAMPLE, call_command, run_without_nula
 from hub import Commit, Fault, Hub
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import RepositoryNotFoundError
+from PIL import Image
 
-from nula.model_card.card import repository_name
-from nula.publishing import hub as push_module
-from nula.publishing.hub import PushRefused, check_payload, check_results
+from nula.data import DataSource
+from nula.model_card.card import release_tag
+from nula.publishing import hub as hub_module
+from nula.publishing import push as push_command
+from nula.publishing import run
+from nula.publishing.hub import Target, pending_changes, push
+from nula.publishing.integrity import PushRefused, check_payload, check_results
+from nula.records.release import load_releases
 
 NAME = "owner/nula"
-QUICK = """
-import os
-import sys
-import time
-from pathlib import Path
-from types import SimpleNamespace
-# Not needed here, and they import torch.
-sys.modules["nula.records.weights"] = SimpleNamespace(weights_sha256=None)
-sys.modules["nula.model_card.tables"] = SimpleNamespace(VERSIONS=())
-from nula.publishing import hub as module
-module.check_payload = lambda payload, golden: None  # a test of its own
-time.sleep = lambda seconds: None  # between attempts, ours and huggingface_hub's
-try:
-    print(module.push(Path(sys.argv[1]), None, sys.argv[2], tag=sys.argv[3] or None, private="PRIVATE" in os.environ))
-except module.PushRefused as refusal:
-    sys.exit(f"error: {refusal}")
-"""
 
 
 @pytest.fixture
-def hub():
+def hub(monkeypatch):
+    """A Hub that this process takes for the Hub, with a token that may write, and with no waiting for it."""
     with Hub() as served:
+        for name, value in (
+            ("ENDPOINT", served.url),
+            ("HUGGINGFACE_CO_URL_TEMPLATE", f"{served.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"),
+            ("HF_HUB_OFFLINE", False),
+            ("HF_HUB_DISABLE_XET", True),
+        ):
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", "hf_write")
+        monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts, ours and huggingface_hub's
         yield served
 
 
 @pytest.fixture
 def environment(hub, tmp_path) -> dict[str, str]:
+    """Of another process that takes `hub` for the Hub."""
     names = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_write"}
     return {**os.environ, **names, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
 
@@ -59,44 +64,58 @@ def small(tmp_path) -> Path:
     return folder
 
 
-def push_small(folder: Path, environment: dict[str, str], tag: str = "", name: str = NAME):
-    command = [sys.executable, "-c", QUICK, str(folder), name, tag]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+@dataclass(frozen=True)
+class Done:
+    """What a push printed; `refusal` is why nothing was pushed."""
+
+    output: str
+    errors: str
+    refusal: str
 
 
-def test_a_push_is_one_commit_and_one_tag(hub, environment, small):
-    done = push_small(small, environment, tag="v1.0.0")
-    assert done.returncode == 0, done.stderr
+@pytest.fixture
+def push_small(hub, small, monkeypatch, capsys) -> Callable[..., Done]:
+    """Push `small`; its payload is not loaded, which is a test of its own."""
+    monkeypatch.setattr(hub_module, "check_payload", lambda payload, golden: None)
+
+    def push_it(name: str = NAME, tag: str | None = None, token: str = "hf_write", private: bool = False) -> Done:
+        monkeypatch.setenv("HF_TOKEN", token)
+        url = refusal = ""
+        try:
+            url = push(small, small / "golden.npz", Target(name, tag, private))
+        except PushRefused as error:
+            refusal = str(error)
+        return Done(url, capsys.readouterr().err, refusal)
+
+    return push_it
+
+
+def test_a_push_is_one_commit_and_one_tag(hub, small, push_small):
+    done = push_small(tag="v1.0.0")
+    assert not done.refusal
     repository = hub.repositories[NAME]
     _, commit = repository.commits
-    assert done.stdout.strip() == f"{hub.url}/{NAME}/commit/{commit.oid}"
+    assert done.output == f"{hub.url}/{NAME}/commit/{commit.oid}"
     assert repository.tags == {"v1.0.0": commit.oid}
     assert not repository.private
     (small / "README.md").write_text("Another card.\n")
     (small / "config.json").write_text("{}")
     repository.commits[-1].files["stale.bin"] = b"of an older release"
-    assert push_small(small, environment).returncode == 0
+    assert not push_small().refusal
     assert len(repository.commits) == 3
     files = {file.name: file.read_bytes() for file in small.iterdir()}
     assert repository.commits[-1].files == files | {".gitattributes": b"* -text\n"}
-    again = push_small(small, environment, tag="v1.0.0")
-    assert again.returncode == 1
-    assert "error: owner/nula has a tag v1.0.0 already; take the next version number." in again.stderr
+    again = push_small(tag="v1.0.0")
+    assert again.refusal == "owner/nula has a tag v1.0.0 already; take the next version number."
     assert len(repository.commits) == 3
 
 
-def test_a_private_repository_is_seen_with_a_token_alone(hub, environment, small):
-    assert push_small(small, environment | {"PRIVATE": "1"}).returncode == 0
+def test_a_private_repository_is_seen_with_a_token_alone(hub, small, push_small):
+    assert not push_small(private=True).refusal
     assert hub.repositories[NAME].private
-    code = f"from huggingface_hub import model_info; print(model_info({NAME!r}).private)"
-
-    def look(token: str):
-        return subprocess.run(
-            [sys.executable, "-c", code], env=environment | {"HF_TOKEN": token}, capture_output=True, text=True
-        )
-
-    assert look("hf_write").stdout == "True\n"
-    assert "RepositoryNotFoundError" in look("").stderr
+    assert HfApi().model_info(NAME).private
+    with pytest.raises(RepositoryNotFoundError):
+        HfApi().model_info(NAME, token=False)
 
 
 @pytest.mark.parametrize(
@@ -120,28 +139,26 @@ def test_a_private_repository_is_seen_with_a_token_alone(hub, environment, small
     ],
     ids=["500", "cut", "gateway", "404", "429", "LFS-cut", "LFS-500", "LFS-403", "403", "401", "412", "409"],
 )
-def test_what_fails_for_good_changes_nothing_and_can_be_run_again(hub, environment, small, fault, message):
-    assert push_small(small, environment).returncode == 0
+def test_what_fails_for_good_changes_nothing_and_can_be_run_again(hub, small, push_small, fault, message):
+    assert not push_small().refusal
     (small / "model.safetensors").write_bytes(bytes(range(255, -1, -1)) * 100)
     before = hub.state()
     hub.faults = [fault]
-    failed = push_small(small, environment, tag="v2.0.0")
-    assert failed.returncode == 1
-    assert "error: " in failed.stderr
-    assert "Traceback" not in failed.stderr
-    assert re.search(message, failed.stderr), failed.stderr
+    failed = push_small(tag="v2.0.0")
+    assert re.search(message, failed.refusal), failed.refusal
+    assert "Traceback" not in failed.errors
     if "tag" in fault.pattern:  # the commit is there, and its tag is not
         assert hub.state()[NAME][1] == {}
         assert len(hub.state()[NAME][0]) == 3
     else:
         assert hub.state() == before
     hub.faults = []
-    assert push_small(small, environment, tag="v2.0.0").returncode == 0
+    assert not push_small(tag="v2.0.0").refusal
     assert len(hub.repositories[NAME].commits) == 3
     assert list(hub.repositories[NAME].tags) == ["v2.0.0"]
 
 
-def test_what_fails_in_passing_is_tried_again(hub, environment, small):
+def test_what_fails_in_passing_is_tried_again(hub, small, push_small):
     hub.faults = [
         Fault("whoami", 503),
         Fault("repos/create", 500),
@@ -152,59 +169,56 @@ def test_what_fails_in_passing_is_tried_again(hub, environment, small):
         Fault("commit/main", times=2),
         Fault("tag/", 429, headers={"RateLimit": '"api";r=0;t=1'}),
     ]
-    done = push_small(small, environment, tag="v1.0.0")
-    assert done.returncode == 0, done.stderr
-    assert "temporary failure of the Hub" in done.stderr
-    assert "trying again in 1 s" in done.stderr
+    done = push_small(tag="v1.0.0")
+    assert not done.refusal
+    assert "temporary failure of the Hub" in done.errors
+    assert "trying again in 1 s" in done.errors
     assert [fault.seen > 0 for fault in hub.faults] == [True] * len(hub.faults)
     assert len(hub.repositories[NAME].commits) == 2
     assert list(hub.repositories[NAME].tags) == ["v1.0.0"]
 
 
-def test_replies_that_are_lost_double_nothing(hub, environment, small):
+def test_replies_that_are_lost_double_nothing(hub, small, push_small):
     hub.faults = [Fault("repos/create", -1), Fault("commit/main", -1), Fault("tag/", -1)]
-    done = push_small(small, environment, tag="v1.0.0")
-    assert done.returncode == 0, done.stderr
+    done = push_small(tag="v1.0.0")
+    assert not done.refusal
     _, commit = hub.repositories[NAME].commits
     assert hub.repositories[NAME].tags == {"v1.0.0": commit.oid}
-    assert commit.oid in done.stdout
+    assert commit.oid in done.output
 
 
-def test_a_repository_that_moved_on_meanwhile_is_left_alone(hub, environment, small):
-    assert push_small(small, environment).returncode == 0
+def test_a_repository_that_moved_on_meanwhile_is_left_alone(hub, small, push_small):
+    assert not push_small().refusal
     repository = hub.repositories[NAME]
     repository.commits.append(Commit("f" * 40, "somebody else's", {"theirs.txt": b"theirs"}))
     repository.stale = True  # whoever asks is told of the commit before
     (small / "README.md").write_text("Another card.\n")
-    failed = push_small(small, environment)
-    assert failed.returncode == 1
-    assert "the Hub refused: " in failed.stderr
+    failed = push_small()
+    assert "the Hub refused: " in failed.refusal
     assert [commit.oid for commit in repository.commits][-1] == "f" * 40
 
 
 @pytest.mark.parametrize(
     ("token", "message"),
     [
-        ("", "error: there is no Hub token; run `hf auth login` or set HF_TOKEN to one with write access."),
-        ("hf_read", "error: the Hub token may only read; make one with write access and log in anew."),
-        ("hf_fine", "error: the Hub token may not write to owner/nula; give it that right (repo.write) on the Hub."),
+        ("", "there is no Hub token; run `hf auth login` or set HF_TOKEN to one with write access."),
+        ("hf_read", "the Hub token may only read; make one with write access and log in anew."),
+        ("hf_fine", "the Hub token may not write to owner/nula; give it that right (repo.write) on the Hub."),
     ],
 )
-def test_a_token_that_will_not_do_is_refused_before_anything(hub, environment, small, token, message):
-    failed = push_small(small, environment | {"HF_TOKEN": token})
-    assert failed.returncode == 1
-    assert message in failed.stderr
+def test_a_token_that_will_not_do_is_refused_before_anything(hub, push_small, token, message):
+    failed = push_small(token=token)
+    assert failed.refusal == message
     assert hub.repositories == {}
 
 
-def test_a_token_of_one_repository_writes_to_that(hub, environment, small):
-    assert push_small(small, environment | {"HF_TOKEN": "hf_fine"}, name="owner/mine").returncode == 0
+def test_a_token_of_one_repository_writes_to_that(hub, small, push_small):
+    assert not push_small("owner/mine", token="hf_fine").refusal
 
 
-def test_a_repository_of_somebody_else_is_refused_before_anything(hub, environment, small):
-    failed = push_small(small, environment, name="google/whatever")
-    assert failed.returncode == 1
-    assert "error: the Hub token is of owner, not of google; name a repository of theirs." in failed.stderr
+def test_a_repository_of_somebody_else_is_refused_before_anything(hub, small, push_small):
+    failed = push_small("google/whatever")
+    assert failed.refusal == "the Hub token is of owner, not of google; name a repository of theirs."
     assert hub.repositories == {}
 
 
@@ -215,38 +229,31 @@ def test_a_repository_of_somebody_else_is_refused_before_anything(hub, environme
         *(("tag", tag, "cannot be a tag") for tag in ("v1 0", "v1..0", "v1.lock", "-v1", "v1~")),
     ],
 )
-def test_a_name_or_tag_that_cannot_be_is_refused_before_anything(hub, environment, small, option, value, message):
-    failed = push_small(small, environment, **{option: value})
-    assert failed.returncode == 1
-    assert f"error: {value!r} {message}" in failed.stderr
+def test_a_name_or_tag_that_cannot_be_is_refused_before_anything(hub, push_small, option, value, message):
+    failed = push_small(**{option: value})
+    assert failed.refusal.startswith(f"{value!r} {message}")
     assert hub.requests == []
 
 
-def test_what_is_to_be_private_does_not_go_to_a_public_repository(hub, environment, small):
-    assert push_small(small, environment).returncode == 0
+def test_what_is_to_be_private_does_not_go_to_a_public_repository(hub, small, push_small):
+    assert not push_small().refusal
     before = hub.state()
-    failed = push_small(small, environment | {"PRIVATE": "1"})
-    assert failed.returncode == 1
-    assert "error: owner/nula is there already and public" in failed.stderr
+    failed = push_small(private=True)
+    assert failed.refusal.startswith("owner/nula is there already and public")
     assert hub.state() == before
 
 
-def test_a_token_that_does_not_tell_its_role_is_tried(hub, environment, small):
-    assert push_small(small, environment | {"HF_TOKEN": "hf_oauth"}).returncode == 0
+def test_a_token_that_does_not_tell_its_role_is_tried(hub, small, push_small):
+    assert not push_small(token="hf_oauth").refusal
 
 
-def test_a_dry_run_says_what_would_change(hub, environment, small):
-    code = QUICK.partition("try:")[0] + f"print('\\n'.join(module.changes(Path(sys.argv[1]), {NAME!r})))"
-
+def test_a_dry_run_says_what_would_change(hub, small, push_small):
     def dry_run() -> list[list[str]]:
-        command = [sys.executable, "-c", code, str(small)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return [line.split() for line in done.stdout.splitlines()]
+        return [line.split() for line in pending_changes(small, Target(NAME))]
 
     files = [["29", "README.md", "new"], ["25,600", "model.safetensors", "new"]]
     assert dry_run() == [["repository:", "owner/nula,", "new"], *files, ["25,629", "in", "all"]]
-    assert push_small(small, environment).returncode == 0
+    assert not push_small().refusal
     hub.repositories[NAME].commits[-1].files["stale.bin"] = b"old"
     (small / "README.md").write_text("Another card.\n")
     expected = [["14", "README.md", "changed"], ["25,600", "model.safetensors", "unchanged"], ["stale.bin", "removed"]]
@@ -254,12 +261,15 @@ def test_a_dry_run_says_what_would_change(hub, environment, small):
     assert len(hub.repositories[NAME].commits) == 2
 
 
-def test_the_dry_run_of_a_release_changes_nothing(hub, environment, tmp_path):
-    command = [sys.executable, "-m", "nula.publishing.payload", "v1", "--build", str(tmp_path / "build")]
-    command += ["--push", NAME, "--tag", "v9.0.0", "--base", "owner/other-v0", "--private", "--dry-run"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    first, *files, _, tag = done.stdout.splitlines()
+def call_push(*arguments: object) -> None:
+    """Carry out `nula push` in this process."""
+    call_command(push_command, *arguments)
+
+
+def test_the_dry_run_of_a_release_changes_nothing(hub, tmp_path, capsys):
+    options = ("--build", tmp_path / "build", "--releases", ROOT / "releases", "--tag", "v9.0.0")
+    call_push("v1", NAME, *options, "--base", "owner/other-v0", "--private", "--dry-run")
+    first, *files, _, tag = capsys.readouterr().out.splitlines()
     assert (first, tag) == ("repository: owner/nula, new, private", "tag: v9.0.0, new")
     assert {line.split()[1] for line in files} >= {"README.md", "config.json", "model.safetensors", "pipeline_nula.py"}
     assert hub.repositories == {}
@@ -269,40 +279,58 @@ def test_the_dry_run_of_a_release_changes_nothing(hub, environment, tmp_path):
     assert 'revision="v9.0.0"' in card
 
 
+def test_the_dry_run_of_a_third_release(hub, three_releases, tmp_path, capsys):
+    root = three_releases["v2"].folder.parent
+    call_push("v2", "owner/x", "--releases", root, "--build", tmp_path / "build", "--dry-run")
+    lines = capsys.readouterr().out.splitlines()
+    assert (lines[0], lines[-1]) == ("repository: owner/x, new", f"tag: {release_tag()}, new")
+    card = (tmp_path / "build" / "nula-tiny" / "README.md").read_text()
+    assert "base_model: owner/nula-cifar10-robust-v1\n" in card
+    assert f'model="owner/x", revision="{release_tag()}"' in card
+    assert hub.repositories == {}
+    with pytest.raises(SystemExit, match="error: there is no release 'v3'; there are v0, v1, v2"):
+        call_push("v3", "owner/x", "--releases", root)
+
+
 @pytest.fixture
-def releases(tmp_path) -> Path:
+def copied(tmp_path) -> Path:
     """A copy of the releases that may be spoiled."""
     return shutil.copytree(ROOT / "releases", tmp_path / "releases")
 
 
-def test_results_of_other_weights_are_refused_before_anything(hub, environment, releases, tmp_path):
-    results = releases / "v1" / "results"
-    check_results(releases)
+def test_results_of_other_weights_are_refused_before_anything(hub, copied, tmp_path):
+    def refusal(match: str) -> None:
+        with pytest.raises(PushRefused, match=match):
+            check_results(load_releases(copied))
+
+    results = copied / "v1" / "results"
+    check_results(load_releases(copied))
     provenance = json.loads((results / "provenance.json").read_text())
     (results / "made_up.json").write_text(json.dumps({"provenance": provenance | {"weights_sha256": "0" * 64}}))
-    with pytest.raises(PushRefused, match=r"made_up\.json was measured on other .*run `make studies VERSION=v1`"):
-        check_results(releases)
+    refusal(r"made_up\.json was measured on other .*run `make studies VERSION=v1`")
+    (results / "made_up.json").write_text(json.dumps({"provenance": provenance | {"start_weights_sha256": "0" * 64}}))
+    refusal(r"made_up\.json was measured on other .*run `make studies VERSION=v1`")
+    (results / "made_up.json").write_text(json.dumps({"provenance": provenance | {"definitions_version": 1}}))
+    refusal(r"made_up\.json was measured by other definitions than today's")
     (results / "made_up.json").unlink()
-    trained = releases / "v1" / "training.json"
+    trained = copied / "v1" / "training.json"
     record = json.loads(trained.read_text())
     for field, message in (("weights_sha256", "copy both"), ("initial_weights_sha256", "fine-tune v1 from it")):
         trained.write_text(json.dumps(record | {field: "0" * 64}))
-        with pytest.raises(PushRefused, match=message):
-            check_results(releases)
+        refusal(message)
     trained.write_text(json.dumps(record))
+    Image.new("RGB", (1, 1)).save(copied / "figures" / "path.png")
+    refusal(r"path\.png was drawn for other weights; run `make figures`")
+    (copied / "figures" / "path.png").unlink()
     (results / "provenance.json").write_text(json.dumps(provenance | {"weights_sha256": "0" * 64}))
-    with pytest.raises(PushRefused, match=r"provenance\.json was measured .*run `make evaluate VERSION=v1`"):
-        check_results(releases)
+    refusal(r"provenance\.json was measured .*run `make evaluate VERSION=v1`")
     (results / "golden.npz").unlink()
-    with pytest.raises(PushRefused, match=r"holds no golden\.npz"):
-        check_results(releases)
+    refusal(r"holds no golden\.npz")
     shutil.rmtree(results)
-    command = [sys.executable, "-m", "nula.publishing.payload", "v1", "--releases", str(releases)]
-    command += ["--build", str(tmp_path / "build"), "--push", NAME]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
-    assert done.stderr.strip().endswith("holds no results; run `make evaluate VERSION=v1`.")
+    with pytest.raises(SystemExit, match=r"holds no results; run `make evaluate VERSION=v1`\.$"):
+        call_push("v1", NAME, "--releases", copied, "--build", tmp_path / "build")
     assert hub.requests == []
+    assert not (tmp_path / "build").exists()
 
 
 def test_a_payload_is_refused_that_gives_other_logits_or_does_not_load(payload, tmp_path, monkeypatch):
@@ -310,20 +338,21 @@ def test_a_payload_is_refused_that_gives_other_logits_or_does_not_load(payload, 
     check_payload(payload, golden)
     with np.load(golden) as stored:
         np.savez(tmp_path / "other.npz", images=stored["images"], logits=stored["logits"] + 0.1)
-    monkeypatch.setattr(push_module, "check_hub", lambda *arguments: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr(hub_module, "check_hub", lambda target: pytest.fail("the Hub was asked"))
     with pytest.raises(PushRefused, match=r"loaded by its remote code: logits differ by 0\.1"):
-        push_module.push(payload, tmp_path / "other.npz", NAME)
+        push(payload, tmp_path / "other.npz", Target(NAME))
     broken = shutil.copytree(payload, tmp_path / "payload")
     (broken / "modeling_nula.py").write_text("raise RuntimeError('broken on purpose')\n")
     with pytest.raises(PushRefused, match="loaded by its remote code: RuntimeError: broken on purpose"):
-        push_module.push(broken, golden, NAME)
+        push(broken, golden, Target(NAME))
 
 
 CLASSIFY = """
 from transformers import pipeline
-name, revision, image = sys.argv[1:]
-answers = pipeline("image-classification", model=name, trust_remote_code=True, revision=revision)(image)
-print([(answer["label"], round(answer["score"], 5)) for answer in answers])
+image, *models = sys.argv[1:]
+for name, revision in zip(models[::2], models[1::2]):
+    answers = pipeline("image-classification", model=name, trust_remote_code=True, revision=revision)(image)
+    print([(answer["label"], round(answer["score"], 5)) for answer in answers])
 """
 FINE_TUNE = """
 import torch
@@ -343,14 +372,12 @@ processor.push_to_hub(theirs)
 
 
 @pytest.mark.parametrize("version", ["v0", "v1"])
-def test_a_release_is_pulled_at_its_commit_and_pushed_on(hub, environment, monkeypatch, tmp_path, version):
-    name = f"owner/{repository_name(version)}"
-    command = [sys.executable, "-m", "nula.publishing.payload", version, "--build", str(tmp_path / "build")]
-    done = subprocess.run(
-        [*command, "--push", name, "--tag", "v1.0.0"], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+def test_a_release_is_pulled_at_its_commit_and_pushed_on(hub, environment, monkeypatch, tmp_path, version, capsys):
+    repository = f"nula-cifar10-robust-{version}"
+    name, build = f"owner/{repository}", tmp_path / "build"
+    call_push(version, name, "--tag", "v1.0.0", "--releases", ROOT / "releases", "--build", build)
     _, commit = hub.repositories[name].commits
+    assert capsys.readouterr().out.strip() == f"{hub.url}/{name}/commit/{commit.oid}"
     assert hub.repositories[name].tags == {"v1.0.0": commit.oid}
     later = {"config.json": b"not JSON", "model.safetensors": b"none"}  # what comes later must not matter
     later |= {file: b"raise RuntimeError('of a later commit')" for file in commit.files if file.endswith(".py")}
@@ -358,13 +385,12 @@ def test_a_release_is_pulled_at_its_commit_and_pushed_on(hub, environment, monke
     hub.repositories[name].commits.append(Commit("e" * 40, "spoiled", spoiled))
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
-    pulled = run_without_nula(CLASSIFY, tmp_path, name, commit.oid, CAT)
-    local = run_without_nula(CLASSIFY, tmp_path, tmp_path / "build" / repository_name(version), "main", CAT)
+    pulled, local = run_without_nula(CLASSIFY, tmp_path, CAT, name, commit.oid, build / repository, "main").splitlines()
     assert pulled == local
     assert "('cat', " in pulled
     if version == "v1":
         run_without_nula(FINE_TUNE, tmp_path, name, commit.oid, "owner/theirs")
-        answers = run_without_nula(CLASSIFY, tmp_path, "owner/theirs", "main", CAT)
+        [answers] = run_without_nula(CLASSIFY, tmp_path, CAT, "owner/theirs", "main").splitlines()
         assert answers.startswith("[('")
         assert answers != pulled
 
@@ -403,7 +429,7 @@ def test_training_scripts_push_what_they_train(hub, environment, tmp_path):
     assert (tmp_path / "v0" / "results" / "predictions.npz").stat().st_mtime_ns == measured  # not measured again
     _, commit = hub.repositories["owner/mine-v0"].commits
     assert done.stdout.strip().endswith(f"{hub.url}/owner/mine-v0/commit/{commit.oid}")
-    assert "| perturbation | v0 | published v0 |\n" in commit.files["README.md"].decode()
+    assert "| perturbation | v0 |\n" in commit.files["README.md"].decode()  # of the sample nothing is published
 
     hub_options = ["--hub_model_id", "owner/mine-v1", "--hub_tag", "v1.0.0", "--hub_private_repo"]
     (tmp_path / "v0" / "results" / "noise").mkdir()  # a study of whatever weights, which the card must not show
@@ -414,4 +440,70 @@ def test_training_scripts_push_what_they_train(hub, environment, tmp_path):
     assert pushed.tags == {"v1.0.0": pushed.commits[-1].oid}
     card = pushed.commits[-1].files["README.md"].decode()
     assert 'revision="v1.0.0"' in card
-    assert "| perturbation | v0 | published v0 | v1 | published v1 | v1 − v0 |\n" in card
+    assert "| perturbation | v0 | v1 | v1 − v0 |\n" in card
+
+
+@pytest.fixture
+def pushed(releases, monkeypatch) -> dict[str, object]:
+    """What `publish` pushes, which goes nowhere; v0's table is there for whatever Hub id a run started from."""
+    seen: dict[str, object] = {"measured": []}
+
+    def results_of(evaluation: run.Evaluation, model: str, *folders: Path) -> run.TableAlone:
+        seen["measured"].append(model)
+        return run.TableAlone(folders[0] if folders[0].is_dir() else releases["v0"].results.folder)
+
+    def note(payload: Path, golden: Path, target: Target) -> str:
+        seen.update(card=(payload / "README.md").read_text(), golden=golden, target=target)
+        return "a URL"
+
+    monkeypatch.setattr(run.Evaluation, "results_of", results_of)
+    monkeypatch.setattr(run, "push", note)
+    return seen
+
+
+def test_a_run_shows_its_table_beside_that_of_a_hub_id_and_no_study(pushed, copied):
+    target, parent = Target("owner/mine", "v3.0.0"), "MamaPearl/nula-cifar10-robust-v0"
+    folder = copied / "v1"
+    assert run.publish(folder, DataSource(), target, torch.device("cpu"), parent) == "a URL"
+    assert pushed["measured"] == [str(folder), parent]
+    assert (pushed["golden"], pushed["target"]) == (folder / "results" / "golden.npz", target)
+    card = pushed["card"]
+    assert f"base_model: {parent}\n" in card
+    assert 'model="owner/mine", revision="v3.0.0"' in card
+    assert "| perturbation | v0 | v1 | published v1 | v1 − v0 |\n" in card
+    assert "| perturbation | ECE v0 | ECE v1 |" in card
+    for absent in ("## Common corruptions", "## Claims", "## Pictures", "adversary"):
+        assert absent not in card
+
+
+def test_a_run_from_a_folder_of_its_own_name_is_told_from_it(pushed, copied):
+    file = copied / "v1" / "release.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"published": None}))
+    run.publish(copied / "v1", DataSource(), Target("owner/mine"), torch.device("cpu"), str(ROOT / "releases" / "v1"))
+    assert "| perturbation | parent | published parent | v1 | v1 − parent |\n" in pushed["card"]
+    assert "base_model" not in pushed["card"]  # a folder is on no Hub
+
+
+def test_a_run_with_a_new_head_is_not_compared_with_what_knows_other_classes(pushed, copied):
+    training = copied / "v1" / "training.json"
+    training.write_text(json.dumps(json.loads(training.read_text()) | {"head": "new"}))
+    run.publish(copied / "v1", DataSource(), Target("owner/mine"), torch.device("cpu"), "somebody/theirs")
+    assert pushed["measured"] == [str(copied / "v1")]
+    assert "| perturbation | v1 | published v1 |\n" in pushed["card"]
+    assert "base_model: somebody/theirs\n" in pushed["card"]
+
+
+def test_a_table_is_measured_once(copied, monkeypatch):
+    commands = []
+    monkeypatch.setattr(run.subprocess, "run", lambda command, **options: commands.append(command[1:]))
+    fingerprint = json.loads((copied / "v1" / "results" / "provenance.json").read_text())["dataset"]["sha256"]
+    monkeypatch.setattr(run.Evaluation, "fingerprint", fingerprint)
+    source = DataSource(dataset="mine", label_column="kind")
+    evaluation = run.Evaluation(source, torch.device("cpu"))
+    folder, other = copied / "v1", copied / "other"
+    assert evaluation.results_of(str(folder), other, folder / "results").folder == folder / "results"
+    assert commands == []
+    (folder / "results" / "golden.npz").unlink()
+    assert evaluation.results_of(str(folder), folder / "results", other).folder == other
+    options = ["--dataset", "mine", "--label_column", "kind", "--cpu"]
+    assert commands == [["-m", "nula", "evaluate", "table", "--model", str(folder), "--output", str(other), *options]]

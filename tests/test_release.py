@@ -4,26 +4,36 @@ import json
 import pickle
 import re
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ROOT, run_without_nula
+from conftest import ROOT, call_command, run_without_nula
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
+from nula.data import Split
 from nula.evaluation.claims import CLAIMS
 from nula.evaluation.classifiers import load_classifier
 from nula.evaluation.measuring import evaluate, table_rows
 from nula.image_processing_nula import NulaImageProcessor, normalize
+from nula.model_card import card as card_command
+from nula.model_card import figures
 from nula.model_card.card import pictures, release_tag, render_card, widget_images, with_tables
-from nula.model_card.tables import VERSIONS, compatibility_table, definitions_table, published, results_table
+from nula.model_card.tables import compatibility_table, definitions_table, published, results_table
 from nula.modeling_nula import NulaForImageClassification
 from nula.perturbations.suite import ROWS
+from nula.publishing import compatibility
+from nula.publishing import release as release_command
+from nula.publishing.integrity import PushRefused
 from nula.publishing.payload import assemble
+from nula.records.release import load_releases
 from nula.records.table import Table
 from nula.records.weights import weights_sha256
 
@@ -32,31 +42,35 @@ CODE = {
 }
 PAYLOAD = CODE | {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
 RELEASES = ROOT / "releases"
+NAMES = sorted(file.parent.name for file in RELEASES.glob("*/release.json"))
+COMPATIBILITY = json.loads((RELEASES / "compatibility.json").read_text())
 
 LOGITS = """
 import numpy as np, torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
-model, images, output = sys.argv[1:]
-model, processor = (kind.from_pretrained(model, trust_remote_code=True)
-                    for kind in (AutoModelForImageClassification, AutoImageProcessor))
+images, output, *folders = sys.argv[1:]
 torch.set_num_threads(1)
-with torch.no_grad():
-    logits = model.eval()(**processor(np.load(images), return_tensors="pt")).logits
-np.save(output, logits.numpy())
+logits = []
+for folder in folders:
+    model, processor = (kind.from_pretrained(folder, trust_remote_code=True)
+                        for kind in (AutoModelForImageClassification, AutoImageProcessor))
+    with torch.no_grad():
+        logits.append(model.eval()(**processor(np.load(images), return_tensors="pt")).logits.numpy())
+np.save(output, np.stack(logits))
 """
 
 
-def remote_logits(folder: Path, images: np.ndarray, workplace: Path) -> np.ndarray:
-    """Logits of the folder's remote code in a fresh process that cannot import `nula`."""
+def remote_logits(images: np.ndarray, workplace: Path, *folders: Path) -> np.ndarray:
+    """Logits of each folder's remote code in a fresh process that cannot import `nula`."""
     np.save(workplace / "images.npy", images)
-    run_without_nula(LOGITS, workplace, folder, workplace / "images.npy", workplace / "logits.npy")
+    run_without_nula(LOGITS, workplace, workplace / "images.npy", workplace / "logits.npy", *folders)
     return np.load(workplace / "logits.npy")
 
 
-def test_the_payload_holds_its_files_and_the_released_weights(payload):
-    drawn = {f"figures/{name}.png" for name in pictures(RELEASES)}
+def test_the_payload_holds_its_files_and_the_released_weights(payload, releases):
+    drawn = {f"figures/{file.name}" for file in pictures(releases)}
     files = [file for file in payload.rglob("*") if file.is_file()]
-    examples = set(widget_images("v1", RELEASES))
+    examples = set(widget_images(releases["v1"]))
     assert {file.relative_to(payload).as_posix() for file in files} == PAYLOAD | drawn | examples
     assert drawn
     assert all(f"]({name})" in (payload / "README.md").read_text() for name in drawn)
@@ -90,9 +104,9 @@ PRIVATE = {
 }
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_the_payload_holds_nothing_private(version, tmp_path):
-    payload = assemble(version, RELEASES, tmp_path)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_payload_holds_nothing_private(name, releases, tmp_path):
+    payload = assemble(releases, name, tmp_path)
     weights = NulaForImageClassification.from_pretrained(payload).state_dict()
     for file in payload.rglob("*"):
         if file.is_file():
@@ -130,7 +144,7 @@ def test_remote_code_gives_the_same_logits_to_the_bit(payload, test_split, tmp_p
             local = model.eval()(**processor(images, return_tensors="pt")).logits
     finally:
         torch.set_num_threads(threads)
-    remote = remote_logits(payload, images, tmp_path)
+    [remote] = remote_logits(images, tmp_path, payload)
     assert np.array_equal(remote, local.numpy())
     assert (remote.argmax(1) == test_split.labels[:16].numpy()).mean() >= 0.75
 
@@ -155,17 +169,17 @@ print(type(pipeline("image-classification", model=through_pipeline, trust_remote
     for folder in (parts, piped):
         assert {file.name for file in folder.iterdir()} == PAYLOAD - {"README.md"}
     images = test_split.images[:4].numpy()
-    original = remote_logits(payload, images, tmp_path)
-    assert np.array_equal(remote_logits(piped, images, tmp_path), original)
-    np.testing.assert_allclose(remote_logits(parts, images, tmp_path), original + 1, atol=1e-5)
+    original, through_pipeline, through_parts = remote_logits(images, tmp_path, payload, piped, parts)
+    assert np.array_equal(through_pipeline, original)
+    np.testing.assert_allclose(through_parts, original + 1, atol=1e-5)
 
 
-def test_assembling_without_weights_is_refused(tmp_path):
+def test_assembling_without_weights_is_refused(altered, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors; train v1"):
-        assemble("v1", tmp_path, tmp_path / "build")
+        assemble(load_releases(altered), "v1", tmp_path / "build")
 
 
-@pytest.mark.parametrize("version", ["v0", "v1"])
+@pytest.mark.parametrize("version", NAMES)
 def test_stored_predictions_are_those_of_the_released_weights(version, test_split):
     table = Table.load(RELEASES / version / "results")
     assert table.predictions.shape == (20, 10_000)
@@ -176,19 +190,19 @@ def test_stored_predictions_are_those_of_the_released_weights(version, test_spli
     assert differing.max() <= 1  # rounding on another machine
 
 
-@pytest.mark.parametrize("version", ["v0", "v1"])
+@pytest.mark.parametrize("version", NAMES)
 def test_results_were_measured_on_the_released_weights(version):
     provenance = json.loads((RELEASES / version / "results" / "provenance.json").read_text())
     assert provenance["weights_sha256"] == weights_sha256(RELEASES / version)
-    compatibility = json.loads((RELEASES / "compatibility.json").read_text())
-    assert compatibility["weights_sha256"][version] == weights_sha256(RELEASES / version)
+    assert COMPATIBILITY["weights_sha256"][version] == weights_sha256(RELEASES / version)
 
 
 @pytest.mark.parametrize("row", [row.name for row in ROWS])
 @pytest.mark.parametrize("training", ["", "seeds/1"])
-@pytest.mark.parametrize("version", VERSIONS)
-def test_every_row_is_above_the_published_one(version, training, row):
-    accuracies, bars = Table.load(RELEASES / version / training / "results").accuracies(), published(version)
+@pytest.mark.parametrize("version", NAMES)
+def test_every_row_is_above_the_published_one(version, training, row, releases):
+    accuracies = Table.load(RELEASES / version / training / "results").accuracies()
+    bars = published(releases[version].published)
     assert set(bars) == set(accuracies)
     assert accuracies[row] > bars[row]
 
@@ -222,12 +236,12 @@ def altered(tmp_path: Path) -> Path:
 
 
 def test_card_and_readme_follow_the_result_files(altered):
-    card = render_card("v1", altered)
+    card = render_card(load_releases(altered), "v1")
     assert "**100.00**" in card
     assert "Seed 4711" in card
     assert "Chosen by a dream. The weights are those of the last step" in " ".join(card.split())
-    assert "of the last step" not in render_card("v0", altered)  # which is a mean
-    other = render_card("v1", altered, "owner/other")
+    assert "of the last step" not in render_card(load_releases(altered), "v0")  # which is a mean
+    other = render_card(load_releases(altered), "v1", "owner/other")
     assert other.count("# other\n") == 1
     assert "base_model: owner/nula-cifar10-robust-v0\n" in other
     claims = card.partition("| claim | measured | verdict |\n|---|---|---|\n")[2].partition("\n\n")[0].splitlines()
@@ -235,7 +249,7 @@ def test_card_and_readme_follow_the_result_files(altered):
     for row in claims:
         assert row.replace("\\|", "").count("|") == 4, row  # three cells
     assert "--v0 MamaPearl/nula-cifar10-robust-v0 --output_dir v1\n" in card
-    assert "--v0 owner/mine --output_dir v1\n" in render_card("v1", altered, base="owner/mine")
+    assert "--v0 owner/mine --output_dir v1\n" in render_card(load_releases(altered), "v1", base="owner/mine")
     assert ModelCard(card).data.datasets == ["uoft-cs/cifar10"]
     assert "accelerate launch --cpu --num_processes 7 --mixed_precision" in card
     assert (
@@ -248,9 +262,9 @@ def test_card_and_readme_follow_the_result_files(altered):
     assert results["Clean (CIFAR-10 Test)"] == 100.0
     assert len(results) == 20
     readme = (ROOT / "README.md").read_text()
-    assert "**100.00**" in with_tables(readme, altered)
+    assert "**100.00**" in with_tables(readme, load_releases(altered), COMPATIBILITY)
     with pytest.raises(ValueError, match="markers"):
-        with_tables(readme.replace("<!-- definitions: end -->", ""), altered)
+        with_tables(readme.replace("<!-- definitions: end -->", ""), load_releases(altered), COMPATIBILITY)
 
 
 def test_the_card_says_what_the_release_is_bad_at(altered):
@@ -269,7 +283,7 @@ def test_the_card_says_what_the_release_is_bad_at(altered):
     for row, wrong in (("free", 990), ("box", 880), ("decimation", 770)):
         attacked.predictions[attacked.rows.index(f"{row} ε = 8/255"), :wrong] = (attacked.labels[:wrong] + 1) % 10
     attacked.save(results / "null_space")
-    card = " ".join(render_card("v1", altered).split())
+    card = " ".join(render_card(load_releases(altered), "v1").split())
     assert "The worst rows: Shift Y (1-pixel) (5.00 %)" in card
     assert "The worst classes under Shift Y (1-pixel): " in card
     assert "The commonest error is frog called truck, 100.0 % of that class." in card
@@ -279,8 +293,8 @@ def test_the_card_says_what_the_release_is_bad_at(altered):
 
 
 def test_the_card_pins_the_tag_it_is_pushed_under(altered):
-    assert 'revision="main"' in render_card("v1", altered)
-    assert 'revision="v1.2.3"' in render_card("v1", altered, revision="v1.2.3")
+    assert 'revision="main"' in render_card(load_releases(altered), "v1")
+    assert 'revision="v1.2.3"' in render_card(load_releases(altered), "v1", revision="v1.2.3")
 
 
 def test_the_widget_shows_what_the_pipeline_answers(payload, tmp_path):
@@ -301,7 +315,7 @@ print(json.dumps(classifier(sys.argv[2:], top_k=3)))
 
 def test_the_card_shows_every_seed(altered):
     shutil.rmtree(altered / "v1" / "seeds", ignore_errors=True)
-    assert "mean ± std" not in render_card("v1", altered)
+    assert "mean ± std" not in render_card(load_releases(altered), "v1")
     seed = altered / "v1" / "seeds" / "1"
     shutil.copytree(altered / "v1" / "results", seed / "results")
     table = Table.load(seed / "results")
@@ -310,22 +324,186 @@ def test_the_card_shows_every_seed(altered):
     record = json.loads((altered / "v1" / "training.json").read_text()) | {"seed": 1}
     record["epochs"] = record["epochs"][:3]
     (seed / "training.json").write_text(json.dumps(record))
-    card = render_card("v1", altered)
+    card = render_card(load_releases(altered), "v1")
     assert "| perturbation | seed 4711, 10 epochs | seed 1, 3 epochs | mean ± std |" in card
     assert "| Clean (CIFAR-10 Test) | 100.00 | 50.00 | 75.00 ± 35.36 |" in card
 
 
-def test_the_committed_readme_is_what_the_result_files_give():
+def test_the_committed_readme_is_what_the_result_files_give(releases):
     readme = (ROOT / "README.md").read_text()
-    assert with_tables(readme, RELEASES) == readme
-    assert results_table(RELEASES) in readme
+    assert with_tables(readme, releases, COMPATIBILITY) == readme
+    assert results_table(releases) in readme
     assert definitions_table() in readme
-    assert compatibility_table(RELEASES) in readme
+    assert compatibility_table(COMPATIBILITY, releases) in readme
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_the_committed_card_is_what_the_result_files_give(version):
-    assert (RELEASES / f"{version}.md").read_text() == render_card(version, RELEASES, revision=release_tag())
+@pytest.mark.parametrize("version", NAMES)
+def test_the_committed_card_is_what_the_result_files_give(version, releases):
+    assert (RELEASES / f"{version}.md").read_text() == render_card(releases, version, revision=release_tag())
+
+
+def test_a_card_opens_each_result_file_once(monkeypatch):
+    monkeypatch.setattr("nula.model_card.card.claims", lambda releases: [])  # they take folders yet
+    opened = []
+    watching = True
+
+    def note(event: str, arguments: tuple) -> None:  # cannot be taken away again
+        if watching and event == "open" and "/results/" in str(arguments[0]):
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(note)
+    releases = load_releases(RELEASES)
+    for name in releases:
+        render_card(releases, name)
+    watching = False
+    assert len(opened) >= 20
+    assert sorted(opened) == sorted(set(opened))
+
+
+def test_the_commands_write_what_is_committed(tmp_path, capsys):
+    copy = shutil.copytree(RELEASES, tmp_path / "releases", ignore=shutil.ignore_patterns("v?.md"))
+    readme = shutil.copy(ROOT / "README.md", tmp_path)
+    call_command(card_command, "--releases", copy, "--readme", readme)
+    for name in NAMES:
+        assert (copy / f"{name}.md").read_text() == (RELEASES / f"{name}.md").read_text()
+    assert Path(readme).read_text() == (ROOT / "README.md").read_text()
+    call_command(release_command, "v0", "--releases", copy, "--build", tmp_path / "build")
+    payload = tmp_path / "build" / "nula-cifar10-robust-v0"
+    listed = {line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    assert listed == {str(file) for file in payload.rglob("*") if file.is_file()}
+    assert (payload / "README.md").read_text() == (RELEASES / "v0.md").read_text()
+    with pytest.raises(SystemExit, match="error: there is no release 'v9'; there are v0, v1"):
+        call_command(release_command, "v9", "--releases", copy)
+    with pytest.raises(SystemExit, match=f"error: {tmp_path / 'none'} holds no release"):
+        call_command(card_command, "--releases", tmp_path / "none")
+
+
+def test_cards_and_payloads_need_neither_matplotlib_nor_datasets():
+    code = "import sys; sys.modules |= dict.fromkeys(['matplotlib', 'datasets']); import nula.publishing.push"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_third_release_is_there_by_its_files_alone(three_releases, releases):
+    assert list(three_releases) == ["v0", "v1", "v2"]
+    readme = with_tables((ROOT / "README.md").read_text(), three_releases, COMPATIBILITY)
+    columns = "v0 | published v0 | v1 | published v1 | v2 | v1 − v0 | v2 − v1"
+    assert f"| perturbation | {columns} |\n" in readme
+    v1, v2 = (three_releases[name].results.table().row("Clean (CIFAR-10 Test)") for name in ("v1", "v2"))
+    [clean] = [line for line in readme.splitlines() if line.startswith("| Clean") and "published" not in line][:1]
+    cells = [cell.partition("<")[0].strip() for cell in clean.strip("|").split("|")]
+    change = f"{v2.accuracy - v1.accuracy:+.2f}".replace("-", "−")
+    assert cells[5:] == [f"**{v2.accuracy:.2f}**", "−0.39", change]  # the last release is in bold
+    assert "; v2 in 17 minutes, 10 epochs on" in readme
+    assert "| transformers | huggingface_hub | torch | v0 | v1 | v2 |\n|---|---|---|--:|--:|--:|\n" in readme
+    assert "| 4.57.6 | 0.36.2 | 2.13.0+cpu | 1e-06 | 1e-06 | not measured |" in readme
+
+    cards = {name: render_card(three_releases, name) for name in three_releases}
+    claims = render_card(releases, "v1").partition("## Claims")[2].partition("## ")[0].strip()
+    assert claims
+    for card in cards.values():
+        assert card.partition("## Claims")[2].partition("## ")[0].strip() == claims
+        assert "| perturbation | ECE v0 | ECE v1 | ECE v2 |" in card
+        assert "| corruption | v0 | v1 |" in card
+        assert f"| perturbation | {columns} |\n" in card
+    assert "# nula-tiny\n" in cards["v2"]
+    assert "base_model: MamaPearl/nula-cifar10-robust-v1\n" in render_card(three_releases, "v2", "somebody/else")
+    assert "base_model: owner/nula-cifar10-robust-v1\n" in render_card(three_releases, "v2", "owner/else")
+    for sentence in ("v2 is v1 made tiny.", "1.23 M parameters", "Seed 5.", "--output_dir v2\n"):
+        assert sentence in cards["v2"]
+        assert sentence not in cards["v1"]
+
+
+def test_other_versions_of_transformers_are_tried_with_every_release(three_releases, tmp_path, monkeypatch, capsys):
+    """All but making the environments and loading the payloads in them."""
+    root = shutil.copytree(three_releases["v2"].folder.parent, tmp_path / "releases")
+    monkeypatch.setattr(compatibility, "environment", lambda folder, requirement: sys.executable)
+    checked = []
+
+    def check(payload: Path, golden: Path, python: str) -> float:
+        checked.append((payload.name, golden, python))
+        return 2e-6 if payload.name == "nula-tiny" else 1e-6
+
+    monkeypatch.setattr(compatibility, "check_payload", check)
+    monkeypatch.setattr(sys, "argv", ["compatibility", "--releases", str(root), "--build", str(tmp_path / "build")])
+    compatibility.main()
+    names = ["nula-cifar10-robust-v0", "nula-cifar10-robust-v1", "nula-tiny"] * len(compatibility.REQUIREMENTS)
+    goldens = [root / name / "results" / "golden.npz" for name in three_releases] * len(compatibility.REQUIREMENTS)
+    assert checked == [(name, golden, sys.executable) for name, golden in zip(names, goldens)]
+    record = json.loads((root / "compatibility.json").read_text())
+    assert record["weights_sha256"] == {name: release.weights_sha256 for name, release in three_releases.items()}
+    *_, last = compatibility_table(record, three_releases).splitlines()
+    assert last.endswith(f"| {torch.__version__} | 1e-06 | 1e-06 | 2e-06 |")
+    monkeypatch.setattr(compatibility, "check_payload", lambda *arguments: refuse())
+    with pytest.raises(SystemExit, match=r"error: transformers==4\.57\.6: it does not load"):
+        compatibility.main()
+
+
+def refuse() -> None:
+    raise PushRefused("it does not load")
+
+
+def test_the_pictures_of_three_releases_go_to_their_cards(three_releases, test_split, tmp_path, monkeypatch):
+    root = shutil.copytree(three_releases["v2"].folder.parent, tmp_path / "releases")
+    table = three_releases["v2"].results.table()
+    labels = torch.from_numpy(table.labels.astype(np.int64))
+    data = Split(test_split.images.repeat(50, 1, 1, 1), labels, table.classes, table.origin[0])
+    monkeypatch.setattr("nula.data.DataSource.test", lambda source: data)
+    call_command(figures, "--releases", root)
+    releases = load_releases(root)
+    assert [file.stem for file in pictures(releases)] == [picture.name for picture in figures.PICTURES]
+    captions = pictures(releases).values()
+    assert "Test images to which v0 and v1 give different answers" in captions
+    payload = assemble(releases, "v2", tmp_path / "build")
+    assert payload == tmp_path / "build" / "nula-tiny"
+    assert len([*(payload / "figures").iterdir()]) == len(figures.PICTURES)
+    assert NulaForImageClassification.from_pretrained(payload).config.hidden_sizes == [8, 12, 16]
+    record = releases["v2"].training | {"weights_sha256": "0" * 64}
+    (root / "v2" / "training.json").write_text(json.dumps(record))
+    assert pictures(load_releases(root)) == {}  # they are of other weights
+
+
+@pytest.mark.parametrize("name", ["v0", "v1", "v2"])
+def test_one_release_stands_alone(name, three_releases, test_split):
+    alone = {name: three_releases[name]}
+    compared = [f"published {name}"] if alone[name].published else []
+    assert results_table(alone).startswith(f"| perturbation | {' | '.join([name, *compared])} |\n")
+    assert "**" not in results_table(alone)
+    card = render_card(alone, name)
+    assert "## Claims" not in card
+    assert "base_model" not in card  # its parent is not among the releases
+    assert ("are the figures of the NULA" in card) == bool(compared)
+    assert "base_model: some/body\n" in render_card(alone, name, base="some/body") or name == "v0"
+    missing = [picture.name for picture in figures.PICTURES if picture.draw(alone, test_split) is None]
+    studies = ["sensitivity", "curvature", "certified"] if name == "v2" else []
+    assert missing == ["running_gap", *studies, "path", "flipped"]
+
+
+def test_what_is_not_cifar10_is_not_called_so(three_releases, tmp_path):
+    root = shutil.copytree(three_releases["v2"].folder.parent, tmp_path / "releases")
+    classes = [f"kind {number}" for number in range(12)]
+    dataset = {"name": "my_images", "split": "test", "images": 10_000, "sha256": "1" * 64, "classes": classes}
+    for name in ("v0", "v1"):
+        for study in ("corruptions", "null_space", "noise", "basin"):
+            shutil.rmtree(root / name / "results" / study, ignore_errors=True)
+        for training in (root / name, root / name / "seeds" / "1"):
+            table = Table.load(training / "results")
+            replace(table, provenance=table.provenance | {"dataset": dataset}).save(training / "results")
+            record = json.loads((training / "training.json").read_text())
+            record |= {"dataset": dataset | {"split": "train"}}
+            (training / "training.json").write_text(json.dumps(record))
+    shutil.rmtree(root / "v2")
+    releases = load_releases(root)
+    assert results_table(releases).startswith("| perturbation | v0 | v1 | v1 − v0 |\n")
+    card = render_card(releases, "v1", "owner/mine")
+    assert not re.findall("CIFAR|cifar-10|airplane|published", card.replace("The published table names its rows", ""))
+    data = ModelCard(card).data
+    assert (data.datasets, data.tags) == (["my_images"], ["robustness", "anti-aliasing"])
+    assert {(result.dataset_type, result.dataset_name) for result in data.eval_results} == {("my_images", "my_images")}
+    assert data.eval_results[0].metric_name == "Clean"
+    assert [example["src"] for example in data.to_dict()["widget"]] == [f"examples/kind_{k}.png" for k in (3, 8, 0)]
+    assert "It knows 12 classes and 32×32 pixels" in card
+    assert "The worst classes under Clean: kind " in card
+    assert "--dataset cifar10" in card  # its command as it was given
 
 
 def test_the_processor_feeds_the_model_as_training_does(payload, pixels, test_split):
