@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from nula.benchmarks.timing import interleaved, machine
 from nula.data import SIDE, DataSource, add_data_arguments
-from nula.evaluation.classifiers import load_classifier
-from nula.publishing.export import export_onnx, export_program
+from nula.evaluation.classifiers import OnnxModel
+from nula.publishing.export import write_forms
 from nula.records.provenance import command_again
 from nula.records.weights import weights_sha256
 
@@ -34,28 +34,19 @@ Form = Callable[[torch.Tensor], torch.Tensor]  # pixels (B, 3, 32, 32) in [0, 1]
 
 def build_forms(model: str, folder: Path) -> tuple[dict[str, Form], dict[str, int]]:
     """Every form, and its bytes; files are written to `folder`."""
-    classifier = load_classifier(model, torch.device("cpu"))
-    program = export_program(classifier, folder / "nula.pt2")
-    export_onnx(classifier, program, folder / "nula.onnx")
+    classifier = write_forms(model, folder)
     quantize_dynamic(folder / "nula.onnx", folder / "int8.onnx")
     half = copy.deepcopy(classifier).to(torch.bfloat16)
     forms = {
         MODEL: classifier,
         "torch.export": torch.export.load(folder / "nula.pt2").module(),
-        "ONNX": of_onnx(folder / "nula.onnx"),
-        "ONNX, weights of 8 bits (dynamic)": of_onnx(folder / "int8.onnx"),
+        "ONNX": OnnxModel(folder / "nula.onnx"),
+        "ONNX, weights of 8 bits (dynamic)": OnnxModel(folder / "int8.onnx"),
         "bfloat16": lambda pixels: half(pixels.to(torch.bfloat16)).float(),
     }
     parameters = sum(tensor.nbytes for tensor in classifier.state_dict().values())
     files = [(folder / file).stat().st_size for file in ("nula.pt2", "nula.onnx", "int8.onnx")]
     return forms, dict(zip(forms, [parameters, *files, parameters // 2]))
-
-
-def of_onnx(file: Path) -> Form:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return lambda pixels: torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
 
 
 @torch.inference_mode()

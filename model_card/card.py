@@ -17,7 +17,6 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from scipy.special import softmax
 
-from nula.data import CIFAR10, is_cifar10
 from nula.evaluation.claims import Finding, findings
 from nula.evaluation.null_space import STEPS
 from nula.model_card.figures import PICTURES
@@ -30,20 +29,19 @@ from nula.model_card.tables import (
     compatibility_table,
     corruptions_table,
     definitions_table,
-    on_cifar10,
     published_beside,
     published_pair,
     results_table,
-    row_title,
     seeds_table,
     training_speed,
     training_times,
 )
 from nula.perturbations.corruptions import SEVERITIES
+from nula.records.cifar10 import CIFAR10, is_cifar10
 from nula.records.provenance import training_command, without_options
 from nula.records.release import Release, Releases, drawn_from, load_releases, named, weights_behind
 from nula.records.statistics import BINS
-from nula.records.table import Table
+from nula.records.table import Table, row_title
 
 WIDGET_CLASSES = 3  # examples in the widget, each of another class
 PARENT_OPTION = "--v0"  # of the script that fine-tunes, as commands in training.json have it
@@ -141,7 +139,7 @@ def metadata(release: Release, name: str, base: str) -> ModelCardData:
                 dataset_name=dataset_title(measured_on),
                 dataset_split=measured_on["split"],
                 metric_type="accuracy",
-                metric_name=row_title(row, on_cifar10(table)),
+                metric_name=row_title(row, table.of_cifar10),
                 metric_value=round(accuracy, 2),
             )
             for row, accuracy in table.accuracies().items()
@@ -223,7 +221,7 @@ def _table(release: Release) -> Table:
 def claims(releases: Releases) -> list[Finding]:
     """Return what the results say of the claims of the published cards; nothing where no pair can be compared."""
     pair = published_pair(releases)
-    return [] if pair is None else findings(*(release.results.folder for release in pair))
+    return [] if pair is None else findings(*(release.results for release in pair))
 
 
 def with_tables(readme: str, releases: Releases, compatibility: Mapping[str, Any]) -> str:

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 
 from nula.evaluation.null_space import PROJECTIONS, within_bounds
-from nula.model_card.tables import CLEAN, on_cifar10, row_title
 from nula.records.release import Results
 from nula.records.statistics import class_accuracies, confusion_matrix
-from nula.records.table import Table
+from nula.records.table import CLEAN, Table, row_title
 
 
 def limits(results: Results) -> list[str]:
@@ -21,7 +20,7 @@ def limits(results: Results) -> list[str]:
     table = results.table()
     if table is None:
         raise ValueError(f"{results.folder} holds no table of the twenty rows.")
-    cifar10, accuracies = on_cifar10(table), table.accuracies()
+    cifar10, accuracies = table.of_cifar10, table.accuracies()
     worst = sorted(accuracies, key=accuracies.__getitem__)[:3]
     told = (f"{row_title(row, cifar10)} ({accuracies[row]:.2f} %)" for row in worst)
     found = [f"The worst rows: {', '.join(told)}."]
@@ -34,7 +33,7 @@ def limits(results: Results) -> list[str]:
 
 def of_classes(table: Table, name: str) -> str:
     """Return the three classes that are called right least often in the row `name`, and the commonest error."""
-    row, classes, title = table.row(name), table.classes, row_title(name, on_cifar10(table))
+    row, classes, title = table.row(name), table.classes, row_title(name, table.of_cifar10)
     shares = 100 * class_accuracies(row.labels, row.predictions, len(classes))
     present = [index for index in shares.argsort()[:3] if not np.isnan(shares[index])]
     worst = ", ".join(f"{classes[index]} ({shares[index]:.1f} %)" for index in present)

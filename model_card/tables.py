@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from nula.data import CIFAR10_FINGERPRINTS
 from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES
 from nula.perturbations.suite import ROWS
 from nula.records.provenance import speed_of
 from nula.records.release import Release, Releases, pairs
 from nula.records.statistics import mean_interval
-from nula.records.table import Row, Table
+from nula.records.table import Row, Table, row_title
 
-CLEAN = "Clean (CIFAR-10 Test)"  # the row of unperturbed images, as the published table calls it
 CALIBRATION_SCORES = {
     "expected_calibration_error": "ECE",
     "negative_log_likelihood": "NLL",
@@ -37,16 +35,6 @@ def published(column: str) -> dict[str, float]:
     if column not in columns:
         raise ValueError(f"published_table.csv has no column {column!r}; it has {', '.join(columns)}.")
     return {row["perturbation"]: float(row[column]) for row in rows}
-
-
-def on_cifar10(table: Table) -> bool:
-    """Tell whether a table is of CIFAR-10's whole test split, as the published figures are."""
-    return bool(table.provenance["dataset"]["sha256"] == CIFAR10_FINGERPRINTS["test"])
-
-
-def row_title(name: str, cifar10: bool) -> str:
-    """Return how a row is called where the images are those of CIFAR-10's test split, or are not."""
-    return name if cifar10 or name != CLEAN else "Clean"
 
 
 def measured(releases: Releases, study: str = "") -> dict[str, Table]:
@@ -69,7 +57,7 @@ def measured(releases: Releases, study: str = "") -> dict[str, Table]:
 
 def all_on_cifar10(releases: Releases) -> bool:
     """Tell whether whatever was measured of `releases` was measured on CIFAR-10's whole test split."""
-    return all(map(on_cifar10, measured(releases).values()))
+    return all(table.of_cifar10 for table in measured(releases).values())
 
 
 def records(releases: Releases, study: str) -> dict[str, dict[str, Any]]:
@@ -83,7 +71,7 @@ def published_beside(releases: Releases) -> dict[str, dict[str, float]]:
     return {
         name: published(column)
         for name, table in measured(releases).items()
-        if (column := releases[name].published) is not None and on_cifar10(table)
+        if (column := releases[name].published) is not None and table.of_cifar10
     }
 
 
@@ -192,7 +180,7 @@ def seeds_table(release: Release) -> str | None:
     rows = {}
     for name in (row.name for row in ROWS):
         values = [table.row(name).accuracy for _, table in runs]
-        title = row_title(name, all(on_cifar10(table) for _, table in runs))
+        title = row_title(name, all(table.of_cifar10 for _, table in runs))
         rows[title] = [*(f"{value:.2f}" for value in values), f"{mean(values):.2f} ± {stdev(values):.2f}"]
     return markdown_table("perturbation", [*titles, "mean ± std"], rows)
 

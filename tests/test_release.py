@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
+from nula.configuration_nula import CIFAR10_LABELS
 from nula.data import Split
 from nula.evaluation.claims import CLAIMS
 from nula.evaluation.classifiers import load_classifier
@@ -184,7 +185,7 @@ def test_stored_predictions_are_those_of_the_released_weights(version, test_spli
     table = Table.load(RELEASES / version / "results")
     assert table.predictions.shape == (20, 10_000)
     assert np.array_equal(table.labels[:200], test_split.labels)
-    classifier = load_classifier(str(RELEASES / version), torch.device("cpu"))
+    classifier = load_classifier(str(RELEASES / version), CIFAR10_LABELS, torch.device("cpu"))
     again = evaluate(classifier, test_split, table_rows(seed=0), Accelerator(cpu=True), {})
     differing = (again.predictions != table.predictions[:, :200]).sum(axis=1)
     assert differing.max() <= 1  # rounding on another machine
