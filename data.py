@@ -16,16 +16,12 @@ from tqdm import tqdm
 
 from nula.image_processing_nula import NulaImageProcessor
 from nula.reading_nula import load_image
+from nula.records.cifar10 import CIFAR10
 
 if TYPE_CHECKING:  # `datasets` is imported where data are read: cards and payloads do without it
     from datasets import Dataset, Features
 
 SIDE = 32  # pixels: the size that NULA is made for
-CIFAR10 = "uoft-cs/cifar10"  # on the Hub
-CIFAR10_FINGERPRINTS = {  # of its splits, whatever folder or mirror they are read from
-    "train": "67e12c2a5906880a4fe5595fe6d768185ad7ca587f35d3a7ece3c3b8b85035d2",
-    "test": "e54a434ec35094516eacbaac0f2f9550358d985e9d1f71b47d41d333c15ba304",
-}
 MEASURED = 100  # images whose size is looked up to foretell the memory that all will take
 
 
@@ -139,11 +135,6 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test_split", default="test", help="name of the test split")
     parser.add_argument("--image_column", help="column of the images; the only one of images unless given")
     parser.add_argument("--label_column", help="column of the labels; the only one of class labels unless given")
-
-
-def is_cifar10(record: dict[str, Any]) -> bool:
-    """Tell whether the data set of a record is a whole split of CIFAR-10, whatever it was read from."""
-    return record["sha256"] in CIFAR10_FINGERPRINTS.values()
 
 
 def load_split(

@@ -1,18 +1,18 @@
 """What the result files say about the claims of the published model cards: a figure, its interval, a verdict."""
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nula.configuration_nula import CIFAR10_LABELS
 from nula.evaluation.monte_carlo import correct_draws, gap
-from nula.evaluation.studies import ALPHAS, CLEAN, INTERPOLATED, NOISE, path_row
+from nula.evaluation.studies.basin import ALPHAS, INTERPOLATED, NOISE, UNPERTURBED, path_row
+from nula.records.release import Results
 from nula.records.statistics import flips, mcnemar_p, mean_interval, variance_ratio_interval
-from nula.records.table import Table
+from nula.records.table import CLEAN, Table
 
 HOLDS, FAILS, UNCLEAR, UNMEASURED = "holds", "does not hold", "too noisy to say", "not measured"
 FLAT = 0.1  # of noise's change of loss: what a structured operator's may be at most to be called flat
@@ -31,72 +31,99 @@ class Finding:
 
 
 Evidence = tuple[str, str]  # evidence and verdict of a Finding
-CLAIMS: dict[str, Callable[[Path, Path], Evidence]] = {}  # in the published cards' order
+CLAIMS: dict[str, Callable[[Results, Results], Evidence]] = {}  # in the published cards' order
 
 
-def findings(v0: Path, v1: Path) -> list[Finding]:
-    """Of the results of v0 and v1, folders as `python -m nula.evaluation` leaves them.
+class NotMeasured(Exception):
+    """A study has left no result."""
+
+
+def findings(base: Results, tuned: Results) -> list[Finding]:
+    """Say what the results of a base and of the model fine-tuned from it tell of each claim.
 
     A claim whose study has left no result there is "not measured".
 
     Raises:
-        ValueError: a folder holds no table, or the two were not measured on the same images, rows and seeds, by the
+        ValueError: one of them holds no table, or the two were not measured on the same images, rows and seeds, by the
             same definitions.
     """
-    for folder in (v0, v1):
-        if not (folder / "predictions.npz").is_file():
-            raise ValueError(f"{folder} holds no table; give a folder that `table` wrote, such as releases/v1/results.")
+    for results in (base, tuned):
+        if results.table() is None:
+            raise ValueError(
+                f"{results.folder} holds no table; give a folder that `table` wrote, such as releases/v1/results."
+            )
     found = []
     for claim, measure in CLAIMS.items():
         try:
-            evidence, verdict = measure(v0, v1)
-        except FileNotFoundError:
+            evidence, verdict = measure(base, tuned)
+        except NotMeasured:
             evidence, verdict = "", UNMEASURED
         found.append(Finding(claim=claim, evidence=HYPHEN.sub("−", evidence), verdict=verdict))
     return found
 
 
-def of_claim(text: str) -> Callable[[Callable[[Path, Path], Evidence]], Callable[[Path, Path], Evidence]]:
+def of_claim(text: str) -> Callable[[Callable[[Results, Results], Evidence]], Callable[[Results, Results], Evidence]]:
     """Decorator of the function that measures this claim."""
 
-    def register(measure: Callable[[Path, Path], Evidence]) -> Callable[[Path, Path], Evidence]:
+    def register(measure: Callable[[Results, Results], Evidence]) -> Callable[[Results, Results], Evidence]:
         CLAIMS[text] = measure
         return measure
 
     return register
 
 
-def paired_tables(v0: Path, v1: Path) -> tuple[Table, Table]:
-    """Two stored tables of the same rows, seeds and images."""
-    first, second = Table.load(v0), Table.load(v1)
-    same = (first.rows, first.seeds) == (second.rows, second.seeds) and np.array_equal(first.labels, second.labels)
-    if not same or _origin(first.provenance) != _origin(second.provenance):
-        raise ValueError(f"{v0} and {v1} are not of the same rows, seeds and images, by the same definitions.")
+def stored_table(results: Results, study: str = "") -> Table:
+    """Return the table of a study; NotMeasured where there is none."""
+    table = results.table(study)
+    if table is None:
+        raise NotMeasured
+    return table
+
+
+def stored_record(results: Results, study: str) -> dict[str, Any]:
+    """Return what `study`.json holds; NotMeasured where there is none."""
+    record = results.record(study)
+    if record is None:
+        raise NotMeasured
+    return record
+
+
+def paired_tables(v0: Results, v1: Results, study: str = "") -> tuple[Table, Table]:
+    """Return two stored tables of the same rows, seeds and images."""
+    first, second = stored_table(v0, study), stored_table(v1, study)
+    if not first.same_cells(second) or first.origin != second.origin:
+        raise ValueError(
+            f"{v0.folder / study} and {v1.folder / study} are not of the same rows, seeds and images, by the same "
+            "definitions."
+        )
     return first, second
 
 
-def paired_json(v0: Path, v1: Path, name: str) -> tuple[dict, dict]:
-    """Two stored studies of the same images."""
-    first, second = (json.loads((folder / name).read_text()) for folder in (v0, v1))
+def paired_records(v0: Results, v1: Results, study: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return two stored studies of the same images."""
+    first, second = stored_record(v0, study), stored_record(v1, study)
     if _origin(first["provenance"]) != _origin(second["provenance"]):
-        raise ValueError(f"{v0 / name} and {v1 / name} are not of the same images, by the same definitions.")
+        files = [results.folder / f"{study}.json" for results in (v0, v1)]
+        raise ValueError(f"{files[0]} and {files[1]} are not of the same images, by the same definitions.")
     return first, second
 
 
-def _origin(provenance: dict) -> tuple:
+def _origin(provenance: dict[str, Any]) -> tuple[str, int]:
     return provenance["dataset"]["sha256"], provenance["definitions_version"]
 
 
-def check_line(v0: Path, v1: Path, provenance: dict) -> None:
+def check_line(v0: Results, v1: Results, provenance: dict[str, Any]) -> None:
     """ValueError unless a study of the line between two models is of those whose tables lie in `v0` and `v1`."""
-    for folder, field in ((v0, "start_weights_sha256"), (v1, "weights_sha256")):
-        if Table.load(folder).provenance["weights_sha256"] != provenance[field]:
-            raise ValueError(f"the study of the line in {v1} is of other weights than the table in {folder}.")
+    for results, field in ((v0, "start_weights_sha256"), (v1, "weights_sha256")):
+        if stored_table(results).provenance["weights_sha256"] != provenance[field]:
+            raise ValueError(
+                f"the study of the line in {v1.folder} is of other weights than the table in {results.folder}."
+            )
 
 
 @of_claim("v1 gives more correct answers than v0 under the same Gaussian noise; the distributions do not overlap")
-def noise_distributions(v0: Path, v1: Path) -> Evidence:
-    first, second = (100 * correct_draws(table).mean(axis=1) for table in paired_tables(v0 / "noise", v1 / "noise"))
+def noise_distributions(v0: Results, v1: Results) -> Evidence:
+    first, second = (100 * correct_draws(table).mean(axis=1) for table in paired_tables(v0, v1, "noise"))
     means = ["{:.2f} % on average ({:.2f} to {:.2f})".format(*mean_interval(draws)) for draws in (first, second)]
     evidence = (
         f"{len(first)} realisations at σ = 0.05: v0 {means[0]}, from {first.min():.2f} to {first.max():.2f} %; "
@@ -106,8 +133,8 @@ def noise_distributions(v0: Path, v1: Path) -> Evidence:
 
 
 @of_claim("the gap Δ(k) converges to a positive value (published: +3.0 points, standard deviation 0.14), and E|Δ| > 0")
-def noise_gap(v0: Path, v1: Path) -> Evidence:
-    first, second = (correct_draws(table) for table in paired_tables(v0 / "noise", v1 / "noise"))
+def noise_gap(v0: Results, v1: Results) -> Evidence:
+    first, second = (correct_draws(table) for table in paired_tables(v0, v1, "noise"))
     result = gap(first, second)
     over_images = mean_interval(100 * (second.mean(axis=0) - first.mean(axis=0)))
     settled = (
@@ -126,8 +153,8 @@ def noise_gap(v0: Path, v1: Path) -> Evidence:
 
 
 @of_claim("lower first-order sensitivity: the Jacobian's Frobenius norm is lower for v1")
-def jacobian(v0: Path, v1: Path) -> Evidence:
-    first, second = (study["norms"] for study in paired_json(v0, v1, "sensitivity.json"))
+def jacobian(v0: Results, v1: Results) -> Evidence:
+    first, second = (study["norms"] for study in paired_records(v0, v1, "sensitivity"))
     # Of logarithms, so that halving and doubling weigh the same and neither model is favoured.
     ratios = {sigma: np.exp(mean_interval(np.log(second[sigma]) - np.log(first[sigma]))) for sigma in first}
     shown = [f"σ = {sigma}: × {middle:.2f} ({low:.2f} to {high:.2f})" for sigma, (middle, low, high) in ratios.items()]
@@ -139,9 +166,9 @@ def jacobian(v0: Path, v1: Path) -> Evidence:
 Sizes = dict[str, dict[str, tuple[np.ndarray, np.ndarray] | None]]
 
 
-def dominant_sizes(v0: Path, v1: Path) -> Sizes:
+def dominant_sizes(v0: Results, v1: Results) -> Sizes:
     """By σ and method, |λ| of the dominant eigenvalue for v0 and v1, one a subset; None where one did not converge."""
-    first, second = (study["eigenvalues"] for study in paired_json(v0, v1, "curvature.json"))
+    first, second = (study["eigenvalues"] for study in paired_records(v0, v1, "curvature"))
 
     def sizes(parts: list[dict], method: str) -> np.ndarray | None:
         if method == "power iteration":
@@ -153,7 +180,7 @@ def dominant_sizes(v0: Path, v1: Path) -> Sizes:
     result: Sizes = {}
     for sigma in first:
         if len(first[sigma]) != len(second[sigma]):
-            raise ValueError(f"the spectra in {v0} and {v1} are of different numbers of subsets.")
+            raise ValueError(f"the spectra in {v0.folder} and {v1.folder} are of different numbers of subsets.")
         pairs = {
             method: (sizes(first[sigma], method), sizes(second[sigma], method))
             for method in ("power iteration", "Lanczos")
@@ -163,7 +190,7 @@ def dominant_sizes(v0: Path, v1: Path) -> Sizes:
 
 
 @of_claim("calmer curvature: the dominant Hessian eigenvalue is lower for v1")
-def curvature(v0: Path, v1: Path) -> Evidence:
+def curvature(v0: Results, v1: Results) -> Evidence:
     shown, verdicts = [], []
     for sigma, methods in dominant_sizes(v0, v1).items():
         for method, pair in methods.items():
@@ -180,7 +207,7 @@ def curvature(v0: Path, v1: Path) -> Evidence:
 
 
 @of_claim("its estimate is steadier for v1")
-def steadiness(v0: Path, v1: Path) -> Evidence:
+def steadiness(v0: Results, v1: Results) -> Evidence:
     shown, verdicts = [], []
     for sigma, methods in dominant_sizes(v0, v1).items():
         if methods["Lanczos"] is None:
@@ -195,7 +222,7 @@ def steadiness(v0: Path, v1: Path) -> Evidence:
 
 
 @of_claim("above all at higher noise")
-def curvature_with_noise(v0: Path, v1: Path) -> Evidence:
+def curvature_with_noise(v0: Results, v1: Results) -> Evidence:
     found = dominant_sizes(v0, v1)
     ends = [found[sigma]["Lanczos"] for sigma in (min(found, key=float), max(found, key=float))]
     if None in ends:
@@ -211,8 +238,8 @@ def curvature_with_noise(v0: Path, v1: Path) -> Evidence:
 
 
 @of_claim("Δθ is flat for the structured operators and effective for noise")
-def basin(v0: Path, v1: Path) -> Evidence:
-    record = json.loads((v1 / "basin.json").read_text())
+def basin(v0: Results, v1: Results) -> Evidence:
+    record = stored_record(v1, "basin")
     check_line(v0, v1, record["provenance"])
     changes, shown = {}, []
     for name, shape in record["shapes"].items():
@@ -222,7 +249,7 @@ def basin(v0: Path, v1: Path) -> Evidence:
         values = (f"{part} {mean:+.3f} ({low:+.3f} to {high:+.3f})" for part, (mean, low, high) in parts.items())
         shown.append(f"{name}: {', '.join(values)}")
     bound = FLAT * abs(changes[NOISE][0])
-    flat = [_within(*changes[name][1:], bound) for name in changes if name not in (CLEAN, NOISE)]
+    flat = [_within(*changes[name][1:], bound) for name in changes if name not in (UNPERTURBED, NOISE)]
     evidence = (
         f"loss on test images from θ(v0) to θ(v0) + Δθ, with v0's BatchNorm statistics throughout: {'; '.join(shown)}; "
         f"flat means a change of at most {FLAT:.0%} of noise's"
@@ -231,13 +258,10 @@ def basin(v0: Path, v1: Path) -> Evidence:
 
 
 @of_claim("v1 stays in v0's basin")
-def path(v0: Path, v1: Path) -> Evidence:
-    stored = Table.load(v1 / "basin")
+def path(v0: Results, v1: Results) -> Evidence:
+    stored = stored_table(v1, "basin")
     check_line(v0, v1, stored.provenance)
-    right = {
-        alpha: stored.predictions[stored.rows.index(path_row(CLEAN, INTERPOLATED, alpha))] == stored.labels
-        for alpha in ALPHAS
-    }
+    right = {alpha: stored.row(path_row(UNPERTURBED, INTERPOLATED, alpha)).right for alpha in ALPHAS}
     end = min((0.0, 1.0), key=lambda alpha: right[alpha].mean())
     lowest = min((alpha for alpha in ALPHAS if 0 < alpha < 1), key=lambda alpha: right[alpha].mean())
     mean, low, high = mean_interval(100.0 * right[lowest] - 100.0 * right[end])
@@ -249,27 +273,25 @@ def path(v0: Path, v1: Path) -> Evidence:
 
 
 @of_claim("a trade-off: clean accuracy hardly moves, yet some inputs flip")
-def trade_off(v0: Path, v1: Path) -> Evidence:
+def trade_off(v0: Results, v1: Results) -> Evidence:
     first, second = paired_tables(v0, v1)
-    row = first.rows.index("Clean (CIFAR-10 Test)")
-    answers, answers_too = first.predictions[row], second.predictions[row]
-    right, right_too = answers == first.labels, answers_too == first.labels
+    before, after = first.row(CLEAN), second.row(CLEAN)
+    right, right_too = before.right, after.right
     mean, low, high = mean_interval(100 * (right_too.astype(float) - right))
     evidence = (
         f"clean accuracy {mean:+.2f} points ({low:+.2f} to {high:+.2f}, McNemar's p = "
         f"{mcnemar_p(right, right_too):.2g}), where hardly means up to {UNMOVED:g}; "
-        f"{len(flips(answers, answers_too)):,} of {len(right):,} answers differ"
+        f"{len(flips(before.predictions, after.predictions)):,} of {len(right):,} answers differ"
     )
-    return evidence, _within(low, high, UNMOVED) if (answers != answers_too).any() else FAILS
+    return evidence, _within(low, high, UNMOVED) if (before.predictions != after.predictions).any() else FAILS
 
 
 @of_claim("v0 recovers weak evidence better from stylised or flattened inputs")
-def weak_evidence(v0: Path, v1: Path) -> Evidence:
+def weak_evidence(v0: Results, v1: Results) -> Evidence:
     first, second = paired_tables(v0, v1)
     shown, verdicts = [], []
     for name in FLATTENED:
-        row = first.rows.index(name)
-        right, right_too = (table.predictions[row] == table.labels for table in (first, second))
+        right, right_too = (table.row(name).right for table in (first, second))
         mean, low, high = mean_interval(100.0 * right - 100.0 * right_too)
         shown.append(f"{name} {mean:+.2f} points ({low:+.2f} to {high:+.2f})")
         verdicts.append(_positive(low, high))
@@ -277,7 +299,7 @@ def weak_evidence(v0: Path, v1: Path) -> Evidence:
 
 
 @of_claim("v1 drifts to coarse, low-texture classes such as truck")
-def drift(v0: Path, v1: Path) -> Evidence:
+def drift(v0: Results, v1: Results) -> Evidence:
     first, second = paired_tables(v0, v1)
     truck = CIFAR10_LABELS.index("truck")
     wrong = [

@@ -1,110 +1,249 @@
-"""Any image classifier of transformers as a function of pixels in [0, 1] at 32x32."""
+"""Any image classifier as a function of pixels in [0, 1]: a NULA, transformers', ONNX, a Python function."""
 
-from collections.abc import Callable
+import hashlib
+import importlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch.nn import functional as F
+from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig
-from transformers.image_processing_utils import BaseImageProcessor
 
-from nula.configuration_nula import CIFAR10_LABELS, NulaConfig
+from nula.configuration_nula import NulaConfig
 from nula.data import SIDE
-from nula.image_processing_nula import RESAMPLING, NulaImageProcessor, normalize
-from nula.records.weights import found, load_model
+from nula.evaluation.classes import ClassMatch, match_classes
+from nula.evaluation.processing import Processing, processing_of
+from nula.image_processing_nula import NulaImageProcessor
+from nula.records.weights import found, load_model, weights_sha256
 
-BYTES_OFF = 2.5  # of 255: how far rounding between a processor's steps may lead from the same without rounding
+FUNCTION = re.compile(r"(?P<module>[\w.]+):(?P<name>[\w.]+)")
+AT_DATA, AT_MODEL = "data", "model"  # size at which images are perturbed
 
 
-class PixelClassifier(torch.nn.Module):
-    """A model with its preprocessing inside: pixels (B, 3, 32, 32) in [0, 1] to logits (B, 10), differentiably."""
+@dataclass(frozen=True)
+class Loaded:
+    """A model before its classes are matched with those of the data.
 
-    def __init__(self, model: torch.nn.Module, prepare: Callable[[torch.Tensor], torch.Tensor], order: list[int]):
+    Args:
+        model: pixels of its size, normalised, to logits, or to an output that has them.
+        processing: the way to its input.
+        labels: names of its outputs; None where it tells none.
+        kind: what it is, for records.
+        differentiable: whether its logits have gradients.
+    """
+
+    model: nn.Module
+    processing: Processing
+    labels: Sequence[str] | None
+    kind: str
+    differentiable: bool = True
+
+
+class PixelClassifier(nn.Module):
+    """A model with its processing inside: pixels (B, 3, H, W) in [0, 1] to logits (B, classes) of the data's classes.
+
+    Differentiable where the model is. Images are perturbed at the data's size or, with `perturb_at` "model", after the
+    resize to the model's.
+    """
+
+    def __init__(self, loaded: Loaded, classes: ClassMatch, perturb_at: str = AT_DATA):
         super().__init__()
-        self.model, self.prepare, self.order = model, prepare, order
+        self.model, self.processing, self.classes = loaded.model, loaded.processing, classes
+        self.labels = loaded.labels  # of the model's outputs
+        self.kind, self.differentiable, self.perturb_at = loaded.kind, loaded.differentiable, perturb_at
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images that it takes as they are; 32x32 where it takes any."""
+        size = self.processing.crop or self.processing.resize or SIDE
+        return (size, size) if isinstance(size, int) else size
+
+    def resized(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Resize and crop pixels in [0, 1] to the model's size."""
+        return self.processing.resized(pixels)
+
+    def classify(self, resized: torch.Tensor) -> torch.Tensor:
+        """Give the logits (B, classes) of pixels in [0, 1] of the model's size."""
+        inputs = self.processing.normalized(resized).contiguous(memory_format=torch.channels_last)
+        output = self.model(inputs)
+        return self.classes.select(getattr(output, "logits", output))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        inputs = self.prepare(pixels).contiguous(memory_format=torch.channels_last)
-        return self.model(inputs).logits[:, self.order]
+        """Give the logits (B, classes) of pixels in [0, 1] of any size."""
+        return self.classify(self.resized(pixels))
+
+    def record(self) -> dict[str, Any]:
+        """Return what a result tells of the classifier beside its weights."""
+        return {"kind": self.kind, "perturb_at": self.perturb_at, "classes": self.classes.record()}
 
 
-def load_classifier(name: str, device: torch.device) -> PixelClassifier:
-    """The model `name`, in eval mode.
+class OnnxModel(nn.Module):
+    """An ONNX file that maps float32 pixels to logits; it has no gradients."""
 
-    `name` is a folder or Hub id of a NULA or of any other `AutoModelForImageClassification` of ten classes, whose own
-    processor says how large its input is and how it is normalised. The logits are in CIFAR-10's order of classes where
-    the model's names are those ten, else in the model's own. No code from a Hub is run.
+    def __init__(self, file: Path):
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ValueError(f"{file} needs onnxruntime; pip install 'nula[export]'.") from error
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has a class of its own for each fault
+            raise ValueError(f"{file} cannot be loaded by onnxruntime: {error}") from error
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
+            told = ", ".join(f"{entry.name}: {entry.type} {entry.shape}" for entry in inputs)
+            raise ValueError(f"{file} must have one float input of pixels (B, 3, H, W), has {told}.")
+        self.input, self.output = inputs[0], outputs[0]
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of the pixels that it takes; None where that is open."""
+        height, width = self.input.shape[2:]
+        return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Names of the outputs, as `nula export` leaves them in the file; None where there are none."""
+        stored = self.session.get_modelmeta().custom_metadata_map.get("labels")
+        if stored is None:
+            return None
+        names = json.loads(stored)
+        return [names[str(index)] for index in range(len(names))]
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Give the logits of pixels (B, 3, H, W)."""
+        [logits] = self.session.run([self.output.name], {self.input.name: pixels.detach().cpu().contiguous().numpy()})
+        return torch.from_numpy(logits).to(pixels.device)
+
+
+class FunctionModel(nn.Module):
+    """A Python function of pixels (B, 3, H, W) in [0, 1] to logits (B, classes)."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]):
+        super().__init__()
+        self.function = function  # a submodule where it is a torch module
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Give the logits of pixels."""
+        return self.function(pixels)
+
+
+def load_classifier(
+    model: str,
+    names: Sequence[str] | None,
+    device: torch.device,
+    classes: Mapping[str, Any] | None = None,
+    perturb_at: str = AT_DATA,
+) -> PixelClassifier:
+    """Load a model, in eval mode, as a function of pixels to logits of the classes `names`.
+
+    Args:
+        model: folder or Hub id of a NULA or of any `AutoModelForImageClassification`, whose own processor says how
+            large its input is and how it is normalised; an .onnx file of pixels in [0, 1] to logits; or
+            package.module:function, a function of the same. No code from a Hub is run.
+        names: classes of the data; logits are in their order. None for the model's own, in its own order.
+        device: where the model is to be.
+        classes: which of the model's classes they are, where names do not tell, see `evaluation.classes.read_classes`.
+        perturb_at: "data" or "model", the size at which images are perturbed.
 
     Raises:
-        OSError: there is no such folder or repository, or it holds no model.
-        ValueError: another number of classes, or a processor that does something unknown here.
+        OSError: there is no such folder, repository or file, or it holds no model.
+        ValueError: classes that do not match, or a processor that does something unknown here.
     """
-    # AutoConfig would ask for trust_remote_code before it told that a folder holds a NULA.
-    with found(name):
-        model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
-    if model_type == NulaConfig.model_type:
-        model, processor = load_model(name), NulaImageProcessor.from_pretrained(name)
-    else:
-        model = load_model(name, AutoModelForImageClassification)
-        processor = AutoImageProcessor.from_pretrained(name)
-    if model.config.num_labels != len(CIFAR10_LABELS):
-        raise ValueError(
-            f"{name} has {model.config.num_labels} classes, must have the {len(CIFAR10_LABELS)} of CIFAR-10."
-        )
-    classifier = PixelClassifier(model, preprocessing(processor), class_order(model.config))
+    loaded = _load(model)
+    labels = loaded.labels
+    if labels is None:
+        if names is None:
+            raise ValueError(f"{model} does not tell its classes; a function does by its attribute `labels`.")
+        labels = [str(index) for index in range(len(names))]
+    match = match_classes(labels if names is None else names, labels, classes)
+    classifier = PixelClassifier(loaded, match, perturb_at)
     return classifier.eval().to(device, memory_format=torch.channels_last)
 
 
-def class_order(config: PreTrainedConfig) -> list[int]:
-    """Index among the model's classes of each of CIFAR-10's."""
-    names = {str(name).lower(): index for index, name in config.id2label.items()}
-    if set(names) == set(CIFAR10_LABELS):
-        return [names[label] for label in CIFAR10_LABELS]
-    return list(range(len(CIFAR10_LABELS)))
+def of_function(function: Callable[[torch.Tensor], torch.Tensor], classes: int) -> PixelClassifier:
+    """Make a classifier of a function of pixels (B, 3, H, W) in [0, 1] to logits (B, `classes`)."""
+    labels = [str(index) for index in range(classes)]
+    return PixelClassifier(
+        Loaded(FunctionModel(function), Processing(), labels, "function"), match_classes(labels, labels)
+    )
 
 
-def preprocessing(processor: BaseImageProcessor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The processor's resize, centre crop and normalisation on pixels in [0, 1], without its rounding to bytes.
+def model_sha256(model: str) -> str | None:
+    """Return the SHA-256 of a model's weights, see `weights_sha256`; of an .onnx file; None of a function.
 
     Raises:
-        ValueError: on an image of random bytes it does not give what the processor itself gives, but for rounding: the
-            processor does something that is not known here.
+        OSError: there are no weights.
     """
-    size, crop = _sizes(processor)
-    mode = RESAMPLING.get(getattr(processor, "resample", None))
-    normalized = getattr(processor, "do_normalize", False)
-
-    def prepare(pixels: torch.Tensor) -> torch.Tensor:
-        if size and mode and size != tuple(pixels.shape[2:]):
-            pixels = F.interpolate(pixels, size, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
-        if crop:
-            top, left = ((length - cropped) // 2 for length, cropped in zip(pixels.shape[2:], crop))
-            pixels = pixels[:, :, top : top + crop[0], left : left + crop[1]]
-        return normalize(pixels, processor.image_mean, processor.image_std) if normalized else pixels
-
-    image = torch.randint(256, (SIDE, SIDE, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    expected = processor(image.numpy(), return_tensors="pt").pixel_values
-    given = prepare(image.permute(2, 0, 1).unsqueeze(0).float() / 255)
-    rounding = BYTES_OFF / 255 / min(processor.image_std if normalized else [1.0])
-    if given.shape != expected.shape or (given - expected).abs().max() > rounding:
-        raise ValueError(
-            f"{type(processor).__name__} does more than resize (bilinear or bicubic), crop, scale to [0, 1] and "
-            "normalise, or does it otherwise; give the classifier as a Python function."
-        )
-    return prepare
+    if _is_onnx(model):
+        return hashlib.sha256(Path(model).read_bytes()).hexdigest()
+    return None if _is_function(model) else weights_sha256(model)
 
 
-def _sizes(processor: BaseImageProcessor) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-    """(height, width) to resize a square image to, and to crop it to; None for a step that is not done."""
+def require_derivatives(classifier: PixelClassifier) -> None:
+    """Raise ValueError unless the logits of `classifier` have gradients with respect to the pixels."""
+    if classifier.differentiable:
+        pixels = torch.zeros(1, 3, *classifier.size, device=_device_of(classifier), requires_grad=True)
+        if classifier(pixels).requires_grad:
+            return
+    raise ValueError(
+        f"the study needs derivatives, and the model ({classifier.kind}) has none; give a folder or Hub id of weights."
+    )
 
-    def pair(size) -> tuple[int, int] | None:
-        if size is None or not (size.get("shortest_edge") or size.get("height")):
-            return None
-        return (size["shortest_edge"],) * 2 if size.get("shortest_edge") else (size["height"], size["width"])
 
-    size = pair(processor.size) if getattr(processor, "do_resize", False) else None
-    crop = pair(processor.crop_size) if getattr(processor, "do_center_crop", False) else None
-    crop_pct = getattr(processor, "crop_pct", None)
-    if size and crop_pct and size[0] < 384:  # ConvNeXT's processor: a larger image, of which the middle is taken
-        crop = size
-        size = tuple(int(length / crop_pct) for length in size)
-    return size, crop
+def _device_of(module: nn.Module) -> torch.device:
+    parameter = next(module.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _load(model: str) -> Loaded:
+    if _is_onnx(model):
+        if not Path(model).is_file():
+            raise FileNotFoundError(f"there is no file {model}.")
+        onnx = OnnxModel(Path(model))
+        return Loaded(onnx, Processing(resize=onnx.size), onnx.labels, "ONNX", differentiable=False)
+    if _is_function(model):
+        return _load_function(model)
+    # AutoConfig would ask for trust_remote_code before it told that a folder holds a NULA.
+    with found(model):
+        model_type = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
+    if model_type == NulaConfig.model_type:
+        net, processor = load_model(model), NulaImageProcessor.from_pretrained(model)
+    else:
+        net, processor = load_model(model, AutoModelForImageClassification), AutoImageProcessor.from_pretrained(model)
+    labels = [str(net.config.id2label[index]) for index in range(net.config.num_labels)]
+    return Loaded(net, processing_of(processor), labels, type(net).__name__)
+
+
+def _load_function(model: str) -> Loaded:
+    module_name, name = model.split(":")
+    sys.path.insert(0, os.getcwd())  # a module beside, as `python -m` finds it
+    try:
+        value: Any = importlib.import_module(module_name)
+        for part in name.split("."):
+            value = getattr(value, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{model} cannot be imported: {error}; give package.module:function.") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    if not callable(value):
+        raise ValueError(f"{model} is {type(value).__name__}, must be a function of pixels to logits.")
+    labels = getattr(value, "labels", None)
+    return Loaded(FunctionModel(value), Processing(), labels and list(map(str, labels)), "function")
+
+
+def _is_onnx(model: str) -> bool:
+    return model.endswith(".onnx")
+
+
+def _is_function(model: str) -> bool:
+    return FUNCTION.fullmatch(model) is not None and not Path(model).exists()

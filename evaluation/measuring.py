@@ -1,4 +1,4 @@
-"""Logits and predictions of a classifier under a list of perturbations, stored raw, and what its accuracies are."""
+"""Logits and predictions of a classifier under a list of perturbations, stored raw; and what an evaluation is of."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,57 +15,61 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from nula.data import Split
+from nula.data import Split, to_pixels
+from nula.evaluation.classifiers import AT_MODEL, PixelClassifier
 from nula.perturbations.suite import ROWS
 from nula.records.table import Table
 
 BLOCK = 500  # images that share a generator, so that noise is the same for any number of processes
 
-Classifier = Callable[[torch.Tensor], torch.Tensor]  # pixels (B, 3, 32, 32) in [0, 1] -> logits (B, classes)
-Perturbation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]  # pixels in [0, 1] -> the same, perturbed
+Operator = Callable[[torch.Tensor, torch.Generator], torch.Tensor]  # pixels in [0, 1] -> the same, perturbed
+Images = np.ndarray | torch.Tensor | list[torch.Tensor]  # uint8 (N, H, W, 3), or N of (H, W, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
     """One row of a table: what is done to the images, and the seed of what is random about it.
 
-    `images`, uint8 (N, 32, 32, 3), replace those of the split where they come perturbed already.
+    `images`, uint8 (N, H, W, 3), replace those of the split where they come perturbed already.
     """
 
     name: str
-    apply: Perturbation
+    apply: Operator
     seed: int = 0
     images: np.ndarray | torch.Tensor | None = None
 
 
 def table_rows(seed: int) -> list[Measurement]:
-    """The twenty rows of the published table."""
+    """Return the twenty rows of the published table."""
     return [Measurement(name=row.name, apply=row.apply, seed=seed) for row in ROWS]
 
 
 @torch.inference_mode()
 def predict(
-    classifier: Classifier,
-    images: np.ndarray | torch.Tensor,
-    apply: Perturbation,
-    seed: int,
+    classifier: PixelClassifier,
+    images: Images,
+    measurement: Measurement,
     accelerator: Accelerator,
-    progress: tqdm | None = None,
+    progress: "tqdm[None] | None" = None,
 ) -> tuple[torch.Tensor, float]:
-    """Logits float32 (N, classes) of uint8 `images` (N, 32, 32, 3) under `apply`, and seconds in the classifier.
+    """Give the logits float32 (N, classes) of uint8 `images` under `measurement`, and seconds in the classifier.
 
-    Processes share the blocks; each gets all the logits.
+    Processes share the blocks; each gets all the logits. Images of different sizes are perturbed one by one, in order
+    and by the one generator of their block.
     """
     device, count = accelerator.device, len(images)
-    blocks = accelerator.prepare_data_loader(DataLoader(range(-(-count // BLOCK)), batch_size=1))
+    blocks = accelerator.prepare_data_loader(DataLoader(range(-(-count // BLOCK)), batch_size=1))  # type: ignore[arg-type]
     gathered, done, seconds = [], 0, 0.0
     for (block,) in blocks:
         start = int(block) * BLOCK
-        batch = torch.as_tensor(np.ascontiguousarray(images[start : start + BLOCK])).to(device)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + int(block))
-        pixels = apply(batch.permute(0, 3, 1, 2).float() / 255, generator)
+        generator = torch.Generator().manual_seed(measurement.seed * 1_000_003 + int(block))
+        parts = _parts(images[start : start + BLOCK], device)
+        if classifier.perturb_at == AT_MODEL:
+            parts = [measurement.apply(_joined([classifier.resized(part) for part in parts]), generator)]
+        else:
+            parts = [measurement.apply(part, generator) for part in parts]
         begin = _time(device)
-        logits = classifier(pixels).float()
+        logits = classifier.classify(_joined([classifier.resized(part) for part in parts])).float()
         seconds += _time(device) - begin
         padded = F.pad(logits, (0, 0, 0, BLOCK - len(logits)))  # the last block may be shorter
         gathered.append(accelerator.gather_for_metrics(padded.unsqueeze(0)).cpu())  # (processes, BLOCK, classes)
@@ -75,11 +80,11 @@ def predict(
 
 
 def evaluate(
-    classifier: Classifier,
+    classifier: PixelClassifier,
     data: Split,
     measurements: Sequence[Measurement],
     accelerator: Accelerator,
-    provenance: dict,
+    provenance: dict[str, Any],
     *,
     folder: Path | None = None,
     keep_logits: bool = False,
@@ -87,11 +92,11 @@ def evaluate(
     """Measure every row of one classifier.
 
     With `folder`, each row is kept there once it is measured, and rows that an interrupted evaluation of the same
-    `provenance` and rows left are not measured again; they are in its `partial_folder`. The provenance
-    gains `seconds` and, of these, `forward_seconds` in the classifier.
+    `provenance` and rows left are not measured again; they are in its `partial_folder`. The provenance gains `seconds`
+    and, of these, `forward_seconds` in the classifier.
 
     Raises:
-        ValueError: the classifier gives no finite logits.
+        ValueError: the classifier gives no finite logits, or needs images of one size.
     """
     kept = None if folder is None else partial_folder(folder, provenance, measurements)
     logits, times = [], []
@@ -111,25 +116,71 @@ def evaluate(
                 continue
             begin = time.perf_counter()
             images = data.images if measurement.images is None else measurement.images
-            row, seconds = predict(classifier, images, measurement.apply, measurement.seed, accelerator, progress)
+            row, seconds = predict(classifier, images, measurement, accelerator, progress)
             if not row.isfinite().all():
                 raise ValueError(f"the classifier's logits under {measurement.name} are not all finite.")
             logits.append(row)
             times.append(np.array([time.perf_counter() - begin, seconds]))
             accelerator.wait_for_everyone()  # before a file appears, every process has looked for it
             if file is not None and accelerator.is_main_process:
-                kept.mkdir(parents=True, exist_ok=True)
-                np.savez(kept / "incomplete.npz", logits=row.numpy(), times=times[-1])
-                (kept / "incomplete.npz").replace(file)
-    stacked = torch.stack(logits)  # (R, N, classes)
+                _keep(file, row, times[-1])
+    return _table(torch.stack(logits), times, data, measurements, provenance, keep_logits)
+
+
+def class_indices(values: torch.Tensor | np.ndarray, classes: int) -> np.ndarray:
+    """Return class indices in the smallest unsigned type that holds so many classes."""
+    return np.asarray(values).astype(np.min_scalar_type(max(classes - 1, 0)))
+
+
+def partial_folder(folder: Path, provenance: dict[str, Any], measurements: Sequence[Measurement]) -> Path:
+    """Return where an unfinished evaluation keeps its rows: one place for each `provenance` and set of rows.
+
+    Dates aside, the provenance tells evaluations apart, as it names weights, classifier and data.
+    """
+    identity = {key: value for key, value in provenance.items() if key != "date"}
+    rows = [(measurement.name, measurement.seed) for measurement in measurements]
+    digest = hashlib.sha256(json.dumps([identity, rows], sort_keys=True).encode()).hexdigest()
+    return folder / f"partial-{digest[:12]}"
+
+
+def _parts(images: Images, device: torch.device) -> list[torch.Tensor]:
+    """Pixels (n, 3, H, W) in [0, 1] on `device`: all together, or each by itself where sizes differ."""
+    if isinstance(images, list):
+        return [to_pixels(image.unsqueeze(0).to(device)) for image in images]
+    return [to_pixels(torch.as_tensor(np.ascontiguousarray(images)).to(device))]
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    sizes = {tuple(part.shape[2:]) for part in parts}
+    if len(sizes) > 1:
+        raise ValueError("the images are of several sizes, and the model brings them to none; resize the data first.")
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _keep(file: Path, logits: torch.Tensor, times: np.ndarray) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    incomplete = file.with_name("incomplete.npz")
+    np.savez(incomplete, logits=logits.numpy(), times=times)
+    incomplete.replace(file)
+
+
+def _table(
+    logits: torch.Tensor,
+    times: list[np.ndarray],
+    data: Split,
+    measurements: Sequence[Measurement],
+    provenance: dict[str, Any],
+    keep_logits: bool,
+) -> Table:
     seconds, forward_seconds = np.sum(times, axis=0).round(1).tolist()
+    classes = max(logits.shape[2], len(data.names))
     return Table(
         rows=tuple(measurement.name for measurement in measurements),
         seeds=tuple(measurement.seed for measurement in measurements),
-        predictions=stacked.argmax(dim=2).numpy().astype(np.uint8),
-        labels=data.labels.numpy().astype(np.uint8),
+        predictions=class_indices(logits.argmax(dim=2), classes),
+        labels=class_indices(data.labels, classes),
         provenance={**provenance, "seconds": seconds, "forward_seconds": forward_seconds},
-        logits=stacked.numpy() if keep_logits else None,
+        logits=logits.numpy() if keep_logits else None,
     )
 
 
@@ -138,11 +189,3 @@ def _time(device: torch.device) -> float:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
-
-
-def partial_folder(folder: Path, provenance: dict, measurements: Sequence[Measurement]) -> Path:
-    """Where an unfinished evaluation keeps its rows: one place for each `provenance`, dates aside, and set of rows."""
-    identity = {key: value for key, value in provenance.items() if key != "date"}
-    rows = [(measurement.name, measurement.seed) for measurement in measurements]
-    digest = hashlib.sha256(json.dumps([identity, rows], sort_keys=True).encode()).hexdigest()
-    return folder / f"partial-{digest[:12]}"

@@ -32,12 +32,12 @@ def row_name(sigma: float) -> str:
 
 
 def correct_draws(table: Table, sigma: float = SIGMA) -> np.ndarray:
-    """(D, N) bool: which images were called right in each realisation at `sigma`, by ascending seed."""
-    rows = [index for index, name in enumerate(table.rows) if name == row_name(sigma)]
-    if not rows:
-        raise ValueError(f"no realisation at σ = {sigma}; the table has {sorted(set(table.rows))}.")
-    rows.sort(key=lambda index: table.seeds[index])
-    return table.predictions[rows] == table.labels
+    """Return which images were called right in each realisation at `sigma`: (D, N) bool, by ascending seed.
+
+    Raises:
+        ValueError: the table has no realisation at `sigma`.
+    """
+    return np.stack([row.right for row in table.realisations(row_name(sigma))])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,8 +37,17 @@ def grayscale(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def gaussian_blur(pixels: torch.Tensor, kernel_size: int = 5, sigma: float = 1.0) -> torch.Tensor:
-    """Convolve each channel with a normalised Gaussian of `sigma` pixels; `kernel_size` is odd, borders reflect."""
+    """Convolve each channel with a normalised Gaussian of `sigma` pixels; `kernel_size` is odd, borders reflect.
+
+    Raises:
+        ValueError: the image is not larger than half the kernel, so that its border cannot be reflected.
+    """
     radius = kernel_size // 2
+    if min(pixels.shape[-2:]) <= radius:
+        raise ValueError(
+            f"an image of {pixels.shape[-2]}x{pixels.shape[-1]} pixels cannot be blurred by a kernel of {kernel_size}; "
+            f"it needs {radius + 1} pixels a side."
+        )
     offsets = torch.arange(-radius, radius + 1, dtype=pixels.dtype, device=pixels.device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = kernel / kernel.sum()

@@ -5,13 +5,13 @@ Corruptions and Perturbations" (ICLR 2019), in hendrycks/robustness, ImageNet-C/
 are not those of CIFAR-10-C, whose random numbers were not kept, and a mean over fourteen is not one over fifteen:
 figures on these must not be called CIFAR-10-C's. Frost, which needs photographs, is left out.
 
-Each function takes pixels (B, 3, 32, 32) in [0, 1], a severity from 1 to 5 and a CPU generator, and gives the same
-shape. `corrupt` rounds down to bytes, as the source does.
+Each function takes pixels (B, 3, H, W) in [0, 1], a severity from 1 to 5 and a CPU generator, and gives the same shape.
+The constants are those for 32x32 pixels at any size. `corrupt` rounds down to bytes, as the source does.
 """
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
 SEVERITIES = (1, 2, 3, 4, 5)
+SMALLEST = 9  # pixels a side, for borders to be reflected by eight
 
 Corruption = Callable[[torch.Tensor, int, torch.Generator], torch.Tensor]
 
@@ -96,7 +97,9 @@ def snow(pixels: torch.Tensor, severity: int, generator: torch.Generator) -> tor
 def fog(pixels: torch.Tensor, severity: int, generator: torch.Generator) -> torch.Tensor:
     strength, decay = ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))[severity - 1]
     brightest = pixels.amax(dim=(1, 2, 3), keepdim=True)
-    clouds = _plasma(len(pixels), pixels.shape[2], decay, generator).unsqueeze(1)
+    count, _, height, width = pixels.shape
+    side = 2 ** math.ceil(math.log2(max(height, width)))
+    clouds = _plasma(count, side, decay, generator)[:, None, :height, :width]
     return (pixels + strength * clouds) * brightest / (brightest + strength)
 
 
@@ -116,27 +119,29 @@ def elastic_transform(pixels: torch.Tensor, severity: int, generator: torch.Gene
     strength, smoothness, corner = (
         (0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)
     )[severity - 1]  # fmt: skip
-    # An affine map that moves three points, (x, y) in pixels, by up to `corner` of the width each.
-    middle, reach = width // 2, width // 3
-    points = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]]) * reach + middle
-    moved = points + width * corner * (2 * torch.rand(count, 3, 2, generator=generator) - 1)
+    # An affine map that moves three points, (x, y) in pixels, by up to `corner` of the shorter side each.
+    side = min(height, width)
+    middle = torch.tensor([width // 2, height // 2])
+    points = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]]) * (side // 3) + middle
+    moved = points + side * corner * (2 * torch.rand(count, 3, 2, generator=generator) - 1)
     homogeneous = torch.cat([moved, torch.ones(count, 3, 1)], dim=2)
     back = torch.linalg.solve(homogeneous, points.expand(count, 3, 2))  # (B, 3, 2): where a new pixel comes from
     x, y = torch.meshgrid(torch.arange(width).float(), torch.arange(height).float(), indexing="xy")
     position = torch.stack([x, y, torch.ones_like(x)], dim=2) @ back.view(count, 1, 3, 2)
     pixels = _sampled(pixels, position, "reflect_101")
     noise = 2 * torch.rand(count, height, width, 2, generator=generator).numpy() - 1
-    sigma = width * smoothness
-    shift = gaussian_filter(noise, (0, sigma, sigma, 0), mode="reflect", truncate=3) * width * strength
+    sigma = side * smoothness
+    shift = gaussian_filter(noise, (0, sigma, sigma, 0), mode="reflect", truncate=3) * side * strength
     position = torch.stack([x, y], dim=2) + torch.from_numpy(shift.astype(np.float32))
     return _sampled(pixels, position, "reflect")
 
 
 def pixelate(pixels: torch.Tensor, severity: int, generator: torch.Generator) -> torch.Tensor:
-    side = int(pixels.shape[2] * (0.95, 0.9, 0.85, 0.75, 0.65)[severity - 1])
+    scale = (0.95, 0.9, 0.85, 0.75, 0.65)[severity - 1]
+    small = int(pixels.shape[3] * scale), int(pixels.shape[2] * scale)
 
     def change(image: Image.Image) -> Image.Image:
-        return image.resize((side, side), Image.Resampling.BOX).resize(image.size, Image.Resampling.BOX)
+        return image.resize(small, Image.Resampling.BOX).resize(image.size, Image.Resampling.BOX)
 
     return _by_pillow(pixels, change)
 
@@ -162,11 +167,13 @@ CORRUPTIONS: dict[str, Corruption] = {
 
 
 def corrupt(pixels: torch.Tensor, name: str, severity: int, generator: torch.Generator) -> torch.Tensor:
-    """`pixels` (B, 3, 32, 32) in [0, 1] under one of CORRUPTIONS: clipped, rounded down to a byte, over 255.
+    """Put `pixels` (B, 3, H, W) in [0, 1] under one of CORRUPTIONS: clipped, rounded down to a byte, over 255.
 
     Raises:
-        ValueError: an unknown corruption or a severity that is not 1 to 5.
+        ValueError: an unknown corruption, a severity that is not 1 to 5, or images of fewer than 9 pixels a side.
     """
+    if min(pixels.shape[2:]) < SMALLEST:
+        raise ValueError(f"corruptions need {SMALLEST} pixels a side, got {pixels.shape[2]}x{pixels.shape[3]}.")
     if name not in CORRUPTIONS or severity not in SEVERITIES:
         raise ValueError(
             f"no corruption {name!r} of severity {severity!r}; there are {', '.join(CORRUPTIONS)}, severities 1 to 5."
@@ -199,13 +206,18 @@ def _by_pillow(pixels: torch.Tensor, change: Callable[[Image.Image], Image.Image
 
 def _zoomed(pixels: torch.Tensor, factor: float) -> torch.Tensor:
     """The middle of each image enlarged to the whole, bilinear with the corner pixels' centres kept in place."""
-    side = pixels.shape[2]
-    kept = math.ceil(side / factor)
-    start = (side - kept) // 2
-    middle = pixels[:, :, start : start + kept, start : start + kept]
-    enlarged = F.interpolate(middle, size=[round(kept * factor)] * 2, mode="bilinear", align_corners=True)
-    trim = (enlarged.shape[2] - side) // 2
-    return enlarged[:, :, trim : trim + side, trim : trim + side]
+    sides = pixels.shape[2:]
+    kept = [math.ceil(side / factor) for side in sides]
+    enlarged = F.interpolate(
+        _middle(pixels, kept), size=[round(side * factor) for side in kept], mode="bilinear", align_corners=True
+    )
+    return _middle(enlarged, sides)
+
+
+def _middle(pixels: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
+    """The middle of each image, (height, width) large."""
+    top, left = ((length - side) // 2 for length, side in zip(pixels.shape[2:], sides))
+    return pixels[:, :, top : top + sides[0], left : left + sides[1]]
 
 
 def _motion_blurred(pixels: torch.Tensor, radius: int, sigma: float, degrees: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ def resize(pixels: torch.Tensor, scale: float, mode: str) -> torch.Tensor:
     "nearest" at scale 0.5 keeps the even rows and columns. `scale` is in (0, 1].
     """
     sides = pixels.shape[-2:]
-    small = F.interpolate(pixels, size=[round(side * scale) for side in sides], mode=mode)
+    small = F.interpolate(pixels, size=[max(1, round(side * scale)) for side in sides], mode=mode)
     return F.interpolate(small, size=sides, mode=mode).clamp(0, 1)
 
 
@@ -46,9 +46,11 @@ def _bilinear_round_trips(length: int, device: torch.device) -> torch.Tensor:
 
 
 def decimate(pixels: torch.Tensor, factor: int = 2) -> torch.Tensor:
-    """Keep every `factor`-th row and column with no smoothing, and repeat each kept pixel; sides divisible by it."""
+    """Keep every `factor`-th row and column with no smoothing, and repeat each kept pixel, up to the image's border."""
+    height, width = pixels.shape[-2:]
     kept = pixels[..., ::factor, ::factor]
-    return kept.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1).clamp(0, 1)
+    repeated = kept.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+    return repeated[..., :height, :width].clamp(0, 1)
 
 
 def checkerboard(pixels: torch.Tensor, epsilon: float | torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 
 from nula.configuration_nula import CIFAR10_LABELS
+from nula.records.cifar10 import is_cifar10
 from nula.records.statistics import wilson_interval
+
+CLEAN = "Clean (CIFAR-10 Test)"  # the row of unperturbed images, as the published table calls it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,11 @@ class Table:
     def origin(self) -> tuple[str, int]:
         """What must agree between results that are compared: hash of the images, version of the definitions."""
         return self.provenance["dataset"]["sha256"], self.provenance["definitions_version"]
+
+    def title(self, name: str) -> str:
+        """Return what the row `name` is called in a text: it names CIFAR-10 only if the images are its test split."""
+        of_cifar10 = is_cifar10(self.provenance.get("dataset", {"sha256": None}), "test")
+        return name if of_cifar10 or name != CLEAN else "Clean"
 
     def same_cells(self, other: "Table") -> bool:
         """Tell whether `other` has the same rows, seeds and labels."""

@@ -16,6 +16,9 @@ class Interruption:
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+    def __init__(self) -> None:
+        self.signum = 0
+
     def __enter__(self) -> "Interruption":
         self.signum, self._noted = 0, 0.0
         self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}

@@ -3,11 +3,15 @@
 import json
 from dataclasses import asdict, fields, replace
 
+from test_training import frozen_recipe
+
 from nula.configuration_nula import NulaConfig
 from nula.perturbations.suite import ROWS
+from nula.runtime.arguments import assigned
 from nula.train import ablations
-from nula.train.launch import changes
-from nula.train.recipe import V0
+from nula.train.recipe import Recipe
+
+BASE = frozen_recipe("v0")  # what the trials change
 
 
 def test_the_table_is_what_the_records_give():
@@ -23,7 +27,8 @@ def test_every_record_is_of_its_trial():
     for name, record in records.items():
         trial = ablations.TRIALS[name]
         assignments = [*ablations.SCHEDULE, *trial.recipe]
-        recipe = asdict(replace(V0, **changes(assignments, [field.name for field in fields(V0)], "--recipe")))
+        changes = assigned(assignments, [field.name for field in fields(Recipe)], "--recipe")
+        recipe = asdict(replace(BASE, **changes))
         assert record["recipe"] == json.loads(json.dumps(recipe)), name
         net = {field: json.loads(str(getattr(trial, field))) for field in ablations.ARCHITECTURE}
         assert record["architecture"] == net, name
@@ -40,9 +45,9 @@ def test_every_record_is_of_its_trial():
 
 def test_the_single_cycle_differs_from_v0_in_restarts_and_dropout_alone():
     record = json.loads((ablations.RESULTS / "single-cycle.json").read_text())
-    recipe = json.loads(json.dumps(asdict(replace(V0, cosine_epochs=27))))
+    recipe = json.loads(json.dumps(asdict(replace(BASE, cosine_epochs=27))))
     assert record["recipe"] == {field: value for field, value in recipe.items() if not field.startswith("restart")}
     net = NulaConfig(stem_dropout=0.35)
     assert record["architecture"] == {field: getattr(net, field) for field in ablations.ARCHITECTURE}
-    assert len(record["epochs"]) == V0.epochs
+    assert len(record["epochs"]) == BASE.epochs
     assert list(record["test"]) == [row.name for row in ROWS]

@@ -142,6 +142,17 @@ def test_all_code_that_travels_is_read(payload):
 
 
 @pytest.mark.parametrize("name", FILES)
+def test_a_file_imports_itself_whatever_its_imports_import(name):
+    """transformers 5.3 copies from a folder no other files, and then looks for all of them."""
+
+    def siblings(file: str) -> set[str]:
+        nodes = [node for node in ast.walk(tree_of(file)) if isinstance(node, ast.ImportFrom) and node.level]
+        return {f"{node.module}.py" for node in nodes}
+
+    assert set().union(*map(siblings, siblings(name))) <= siblings(name)
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_only_known_packages_and_each_other_are_imported(name):
     assert imported(tree_of(name)) == set()
 

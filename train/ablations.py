@@ -22,7 +22,7 @@ import torch
 from nula.data import CIFAR10
 from nula.model_card.tables import markdown_table
 from nula.records.table import Table
-from nula.train.loop import ARCHITECTURE
+from nula.train.net import ARCHITECTURE
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "ablations"
@@ -52,8 +52,8 @@ class Trial:
     def arguments(self, dataset: str, output_dir: str) -> list[str]:
         data = ["--dataset", dataset, "--output_dir", output_dir, "--validation_images", str(VALIDATION_IMAGES)]
         net = [f"{field}={getattr(self, field)}" for field in ARCHITECTURE]
-        run = ["--seed", str(self.seed), "--recipe", *SCHEDULE, *self.recipe, "--config", *net]
-        return ["train/train_v0.py", *data, *run]
+        options = ["--seed", str(self.seed), "--recipe", *SCHEDULE, *self.recipe, "--config", *net]
+        return ["train/train_v0.py", *data, *options]
 
 
 TRIALS = {
@@ -77,7 +77,7 @@ TRIALS = {
 }
 
 # The rows that a choice moves most; all twenty are in the records.
-SHOWN = {
+SUMMARY_ROWS = {
     "Clean (CIFAR-10 Test)": "clean",
     "Gaussian Noise σ = 0.05": "noise",
     "Resize x0.25 - Bilinear": "resize ×0.25",
@@ -87,7 +87,7 @@ SHOWN = {
 }
 
 
-def run(name: str, dataset: str) -> None:
+def run_trial(name: str, dataset: str) -> None:
     """Run one trial and keep its record."""
     trial = TRIALS[name]
     with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +103,7 @@ def run(name: str, dataset: str) -> None:
 def render(records: dict[str, dict]) -> str:
     """ABLATIONS.md from the training records, by trial."""
     base = records[BASE]
-    before = _shown_and_mean(base)
+    before = _summary_values(base)
     lines = [
         "# What was tried for v0",
         "",
@@ -120,13 +120,13 @@ def render(records: dict[str, dict]) -> str:
         "had been settled by trials like them in float32, of which commit 3432fd1 has the records; the other trials",
         "settled nothing.",
         "",
-        "| trial | change | " + " | ".join(SHOWN.values()) + " | mean of all 20 rows |",
-        "|---|---|" + "--:|" * (len(SHOWN) + 1),
+        "| trial | change | " + " | ".join(SUMMARY_ROWS.values()) + " | mean of all 20 rows |",
+        "|---|---|" + "--:|" * (len(SUMMARY_ROWS) + 1),
     ]
     commands = []
     for name, record in records.items():
         trial = TRIALS[name]
-        values = _shown_and_mean(record)
+        values = _summary_values(record)
         if name == BASE:
             cells = [f"{value:.2f}" for value in values]
         else:
@@ -139,10 +139,10 @@ def render(records: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def _shown_and_mean(record: dict) -> list[float]:
-    """Accuracy in percent under the shown rows, and the mean over all."""
+def _summary_values(record: dict) -> list[float]:
+    """Accuracy in percent under SUMMARY_ROWS, and the mean over all."""
     accuracy = record["validation"]
-    return [*(accuracy[row] for row in SHOWN), sum(accuracy.values()) / len(accuracy)]
+    return [*(accuracy[row] for row in SUMMARY_ROWS), sum(accuracy.values()) / len(accuracy)]
 
 
 def restart_lines() -> list[str]:
@@ -168,10 +168,10 @@ def restart_lines() -> list[str]:
 
 
 def _table(accuracies: dict[str, dict[str, float]]) -> str:
-    """Markdown of some runs' accuracies, under those of the shown rows that all of them have."""
-    rows = [row for row in SHOWN if all(row in accuracy for accuracy in accuracies.values())]
+    """Markdown of some runs' accuracies, under those of SUMMARY_ROWS that all of them have."""
+    rows = [row for row in SUMMARY_ROWS if all(row in accuracy for accuracy in accuracies.values())]
     cells = {run: [f"{accuracy[row]:.2f}" for row in rows] for run, accuracy in accuracies.items()}
-    return markdown_table("run", [SHOWN[row] for row in rows], cells)
+    return markdown_table("run", [SUMMARY_ROWS[row] for row in rows], cells)
 
 
 def load_records() -> dict[str, dict]:
@@ -185,7 +185,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in TRIALS:
         if not (RESULTS / f"{name}.json").exists():
-            run(name, arguments.dataset)
+            run_trial(name, arguments.dataset)
     (FOLDER / "ABLATIONS.md").write_text(render(load_records()))
 
 

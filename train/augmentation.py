@@ -58,7 +58,7 @@ def perturb(pixels: torch.Tensor, recipe: Recipe, generator: torch.Generator) ->
         return low + (high - low) * torch.rand(count, generator=generator, device=device)
 
     operators = draw_operators(count, recipe, generator)
-    sides = (side * uniform(*recipe.resize_scale)).round().long()
+    sides = (side * uniform(*recipe.resize_scale)).round().long().clamp(min=1)
     epsilons = uniform(*recipe.checkerboard_epsilon).view(-1, 1, 1, 1)
     source = uniform_noise(pixels, recipe.uniform_amplitude, generator) if recipe.uniform_amplitude else pixels
     perturbed = (resize_each(source, sides), decimate(source), checkerboard(source, epsilons))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,32 +14,8 @@ from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from nula.train.recipe import OPERATORS
-
 IDENTITY = "identity.json"
 COPIES = 3  # of the training state on disk at the worst moment, the released weights included
-
-
-class Progress:
-    """What a resumed run must know besides weights and optimisers: the step, sums over the epoch, the log.
-
-    Plain numbers over all processes, so that the main process may save them for all.
-    """
-
-    def __init__(self) -> None:
-        self.step = 0
-        self.epochs: list[dict] = []
-        self.start_epoch()
-
-    def start_epoch(self) -> None:
-        self.loss_sum = self.seconds = self.timed_seconds = self.augmentation_seconds = 0.0
-        self.operators = [0] * (len(OPERATORS) + 1)  # images that went through no operator, and through each
-
-    def state_dict(self) -> dict:
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict) -> None:
-        vars(self).update(state)
 
 
 @contextmanager
@@ -97,7 +74,7 @@ def last_checkpoint(checkpoint: Path) -> Path:
     return checkpoint if checkpoint.is_dir() else previous
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path, identity: dict) -> None:
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, identity: dict[str, Any]) -> None:
     """Go on from the last checkpoint.
 
     Raises:
@@ -131,7 +108,7 @@ def _readable(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def save_checkpoint(accelerator: Accelerator, checkpoint: Path, identity: dict) -> None:
+def save_checkpoint(accelerator: Accelerator, checkpoint: Path, identity: dict[str, Any]) -> None:
     """Write beside the old checkpoint and swap: a run that dies while saving keeps one that is whole.
 
     `identity` is what must not change when the run is resumed. If any process fails to write, as on a full disk, all

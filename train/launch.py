@@ -1,42 +1,70 @@
-"""What the two training scripts share: arguments, the run, and the files it leaves."""
+"""What all training scripts share: arguments, the run from data to a release's files, and the push."""
 
 import argparse
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 
-from nula.data import CIFAR10, Split, load_split
+from nula.data import SIDE, DataSource, Split, add_data_arguments
 from nula.evaluation.classifiers import load_classifier
 from nula.evaluation.measuring import evaluate, table_rows
 from nula.image_processing_nula import NulaImageProcessor
-from nula.modeling_nula import NulaForImageClassification
-from nula.publishing.hub import PushRefused
-from nula.publishing.run import check_before, publish
-from nula.records.provenance import command_again, device_name, library_versions, public_argument
-from nula.records.weights import weights_sha256
+from nula.modeling_nula import MINIMUM_SIDE, NulaForImageClassification
 from nula.runtime.arguments import assigned, at_least
 from nula.runtime.interruption import TrainingInterrupted
 from nula.runtime.launcher import follow_launcher, keep_memory
-from nula.train.loop import ARCHITECTURE, dynamo_backend, train
-from nula.train.recipe import Recipe
+from nula.train.loop import train
+from nula.train.recipe import Version
+from nula.train.record import RunInputs, TrainingData, release_of, training_record
+from nula.train.run import RunSettings
+from nula.train.start import NEW, REORDERED, Initialization, Parent
+
+
+def train_version(version: Version, initialization: Initialization, description: str) -> None:
+    """Train `version` by the arguments of the command line, and leave a release in output_dir.
+
+    `initialization` makes the model that it starts with; the first line of `description` is the help's. With
+    --push_to_hub the result is measured and pushed.
+
+    Ends the process with a message where the run cannot start or go on, and with the status 128 + signal, as shells
+    have it, where it was asked to stop.
+    """
+    parser = build_parser(description.splitlines()[0])
+    initialization.add_arguments(parser)
+    arguments = parser.parse_args()
+    accelerator = start_accelerator(arguments)
+    try:
+        inputs = gather_inputs(version, initialization, arguments, accelerator)
+        train_and_record(inputs, arguments, accelerator)
+        if arguments.push_to_hub and accelerator.is_main_process:
+            print(_push(inputs, arguments, accelerator))
+    except TrainingInterrupted as interruption:
+        accelerator.print(f"{interruption}; the same command with --resume goes on from there.")
+        raise SystemExit(128 + interruption.signum) from interruption
+    except (ValueError, OSError, FloatingPointError, SafetensorError) as error:
+        raise SystemExit(f"error: {error}") from error
+    finally:
+        accelerator.end_training()
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
-    """The arguments that both scripts take."""
+    """Make the parser of the arguments that every script takes."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--dataset", default=CIFAR10, help="Hub id, or a folder of the same layout")
-    parser.add_argument("--output_dir", type=Path, required=True, help="receives weights, training.json, checkpoint/")
+    add_data_arguments(parser)
+    parser.add_argument(
+        "--image_size", type=at_least(MINIMUM_SIDE), default=SIDE, help="pixels a side that images are resized to"
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="receives weights, training.json, release.json, checkpoint/"
+    )
     parser.add_argument("--seed", type=at_least(0), default=0, help="of weights, batches and augmentation")
     parser.add_argument("--max_steps", type=at_least(1), help="stop after this many steps of the schedule, for tests")
     parser.add_argument("--checkpoint_steps", type=at_least(1), help="steps between checkpoints; an epoch unless given")
@@ -57,103 +85,98 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run(
-    model: NulaForImageClassification,
-    recipe: Recipe,
-    arguments: argparse.Namespace,
-    accelerator: Accelerator,
-    v0: str | None = None,
-) -> None:
-    """Train by `recipe` on the training split and leave weights, processor and training.json in output_dir.
+def start_accelerator(arguments: argparse.Namespace) -> Accelerator:
+    """Start all processes of a run, and return their accelerator.
 
-    `v0` names the weights that `model` came with, where it was trained before. With --push_to_hub the result is
-    measured and pushed.
-
-    Ends the process with a message where the run cannot start or go on, and with the status 128 + signal, as shells
-    have it, where it was asked to stop.
+    Ends the process with a message where an option cannot be met, or a push at the end is bound to fail.
     """
-    output_dir: Path = arguments.output_dir
-    allowed = [field.name for field in fields(recipe) if field.name != "name"]
-    try:
-        initial = None if v0 is None else weights_sha256(v0)
-        recipe = replace(recipe, **assigned(arguments.recipe, allowed, "--recipe"))
-        with accelerator.main_process_first():  # the others find the data set cached
-            data = load_split(arguments.dataset, "train")
-        held_out = None
-        if arguments.validation_images:
-            data, held_out = data.part_off(arguments.validation_images)
-            if v0 is not None:
-                _check_held_out(v0, data)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        accelerator.print(
-            f"{recipe.name}: {parameters:,} parameters, {len(data.labels):,} images, "
-            f"processes: {accelerator.num_processes}"
-        )
-        trained, log = train(
-            model,
-            recipe,
-            data,
-            accelerator,
-            output_dir,
-            seed=arguments.seed,
-            max_steps=arguments.max_steps,
-            checkpoint_steps=arguments.checkpoint_steps,
-            resume=arguments.resume,
-        )
-        if accelerator.is_main_process:
-            with _writing(output_dir):
-                trained.save_pretrained(output_dir)
-                NulaImageProcessor().save_pretrained(output_dir)
-            record = {
-                "weights_sha256": weights_sha256(output_dir),
-                "recipe": asdict(recipe),
-                "architecture": {field: getattr(model.config, field) for field in ARCHITECTURE},
-                "command": command_again("accelerate launch", sys.argv),
-                "initial_weights_sha256": initial,
-                "seed": arguments.seed,
-                "max_steps": arguments.max_steps,
-                "parameters": parameters,
-                "dataset": {
-                    "name": public_argument(arguments.dataset),
-                    "split": "train",
-                    "images": len(data.labels),
-                    "sha256": data.fingerprint,
-                },
-                **log,
-                "hardware": _hardware(accelerator),
-                "versions": library_versions(),
-            }
-        accelerator.wait_for_everyone()
-        measured = None if held_out is None else _measure(output_dir, held_out, accelerator)
-        if accelerator.is_main_process:
-            if measured is not None:
-                record["validation"] = measured
-            with _writing(output_dir):
-                (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-            accelerator.print(f"saved to {output_dir}")
-            if arguments.push_to_hub:
-                url = publish(
-                    recipe.name,
-                    output_dir,
-                    arguments.dataset,
-                    arguments.hub_model_id,
-                    accelerator.device,
-                    v0=v0,
-                    tag=arguments.hub_tag,
-                    private=arguments.hub_private_repo,
-                )
-                print(url)
-    except TrainingInterrupted as interruption:
-        accelerator.print(f"{interruption}; the same command with --resume goes on from there.")
-        raise SystemExit(128 + interruption.signum) from interruption
-    except (PushRefused, subprocess.CalledProcessError) as error:
-        raise SystemExit(
-            f"error: {error} The run is in {output_dir}; the same command with --resume pushes."
-        ) from error
-    except (ValueError, OSError, FloatingPointError, SafetensorError) as error:
-        raise SystemExit(f"error: {error}") from error
-    finally:
-        accelerator.end_training()
+    follow_launcher()
+    if not arguments.push_to_hub and (arguments.hub_model_id or arguments.hub_tag or arguments.hub_private_repo):
+        raise SystemExit("error: --hub_model_id, --hub_tag and --hub_private_repo are of --push_to_hub.")
+    trackers = [tracker.value for tracker in get_available_trackers()]  # accelerate would only log at debug level
+    if arguments.report_to and arguments.report_to not in trackers:
+        installed = ", ".join(trackers) or "none"
+        raise SystemExit(f"error: --report_to {arguments.report_to} is not installed; installed trackers: {installed}.")
+    accelerator = Accelerator(log_with=arguments.report_to, project_dir=arguments.output_dir)
+    keep_memory(accelerator.device)
+    if arguments.push_to_hub and accelerator.is_main_process:
+        from nula.publishing.run import check_before  # training alone needs nothing of publishing
+
+        check_before(arguments.hub_model_id, arguments.hub_tag, arguments.hub_private_repo)
+    return accelerator
+
+
+def gather_inputs(
+    version: Version, initialization: Initialization, arguments: argparse.Namespace, accelerator: Accelerator
+) -> RunInputs:
+    """Read recipe, weights and data that the arguments name.
+
+    Raises:
+        ValueError, OSError: an argument has an impossible value, or names what cannot be read.
+    """
+    make_start = initialization.load(arguments)
+    allowed = [field.name for field in fields(version.recipe) if field.name != "name"]
+    settings = RunSettings(
+        recipe=replace(version.recipe, **assigned(arguments.recipe, allowed, "--recipe")),
+        output_dir=arguments.output_dir,
+        seed=arguments.seed,
+        max_steps=arguments.max_steps,
+        checkpoint_steps=arguments.checkpoint_steps,
+    )
+    source = DataSource.of(arguments)
+    with accelerator.main_process_first():  # the others find the data set cached
+        split = source.train(arguments.image_size)
+    held_out = arguments.validation_images
+    data = TrainingData(source, *(split.part_off(held_out) if held_out else (split,)))
+    set_seed(arguments.seed)  # of weights that are drawn
+    start = make_start(split.names)
+    if held_out and start.parent is not None:
+        _check_held_out(start.parent, data.train)
+    return RunInputs(version, settings, start, data)
+
+
+def train_and_record(inputs: RunInputs, arguments: argparse.Namespace, accelerator: Accelerator) -> None:
+    """Train, and leave weights, processor, training.json and release.json in output_dir.
+
+    Raises:
+        As `train` says, and OSError: the results cannot be written.
+    """
+    output_dir, data, model = inputs.settings.output_dir, inputs.data.train, inputs.start.model
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    accelerator.print(
+        f"{inputs.settings.recipe.name}: {parameters:,} parameters, {len(data.labels):,} images, "
+        f"processes: {accelerator.num_processes}"
+    )
+    if inputs.start.parent is not None and inputs.start.parent.head in (REORDERED, NEW):
+        accelerator.print(_head_line(inputs.start.parent, data))
+    trained, log = train(model, data, accelerator, inputs.settings, resume=arguments.resume)
+    if accelerator.is_main_process:
+        with _writing(output_dir):
+            _save(trained, arguments.image_size, output_dir)
+    accelerator.wait_for_everyone()
+    held_out = inputs.data.held_out
+    measured = None if held_out is None else _validation_accuracies(output_dir, held_out, accelerator)
+    if accelerator.is_main_process:
+        record = training_record(inputs, log, accelerator)
+        if measured is not None:
+            record["validation"] = measured
+        with _writing(output_dir):
+            (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+            release_of(inputs, arguments.hub_model_id).save()
+        accelerator.print(f"saved to {output_dir}")
+
+
+def _save(model: NulaForImageClassification, image_size: int, output_dir: Path) -> None:
+    model.save_pretrained(output_dir)
+    NulaImageProcessor(size={"height": image_size, "width": image_size}).save_pretrained(output_dir)
+
+
+def _head_line(parent: Parent, data: Split) -> str:
+    """Say what became of the head of the trained weights."""
+    if parent.head == REORDERED:
+        return f"the head of {parent.source} is kept, its classes in the order of the data's."
+    shown = ", ".join(data.names[:10]) + (", ..." if len(data.names) > 10 else "")
+    return f"a new head on the body of {parent.source}, as the data have other classes than it knows: {shown}."
 
 
 @contextmanager
@@ -168,51 +191,34 @@ def _writing(output_dir: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_held_out(v0: str, data: Split) -> None:
-    """ValueError unless v0's record tells that it was trained on the images of `data` alone."""
-    record = Path(v0) / "training.json"
+def _check_held_out(parent: Parent, data: Split) -> None:
+    """ValueError unless the parent's record tells that it was trained on the images of `data` alone."""
+    record = Path(parent.source) / "training.json"
     if not record.is_file() or json.loads(record.read_text())["dataset"]["sha256"] != data.fingerprint:
         raise ValueError(
-            f"--v0 {v0} is not known to be trained without the images of --validation_images; train it with the same "
-            "option, and give its folder."
+            f"{parent.option} {parent.source} is not known to be trained without the images of --validation_images; "
+            "train it with the same option, and give its folder."
         )
 
 
-def _measure(folder: Path, data: Split, accelerator: Accelerator) -> dict[str, float]:
+def _validation_accuracies(folder: Path, data: Split, accelerator: Accelerator) -> dict[str, float]:
     """Accuracy in percent of the saved model under every row of the table, measured by all processes together."""
-    classifier = load_classifier(str(folder), accelerator.device)
+    classifier = load_classifier(str(folder), data.names, accelerator.device)
     accuracies = evaluate(classifier, data, table_rows(seed=0), accelerator, provenance={}).accuracies()
     return {row: round(accuracy, 2) for row, accuracy in accuracies.items()}
 
 
-def prepare(arguments: argparse.Namespace) -> Accelerator:
-    """The accelerator of a run, with all processes started and all random generators seeded.
+def _push(inputs: RunInputs, arguments: argparse.Namespace, accelerator: Accelerator) -> str:
+    """Measure the run, write its card, push it, and return the URL of the commit; SystemExit where that fails."""
+    from nula.publishing.hub import PushRefused, Target
+    from nula.publishing.run import publish
 
-    Ends the process with a message where an option cannot be met, or a push at the end is bound to fail.
-    """
-    follow_launcher()
-    if not arguments.push_to_hub and (arguments.hub_model_id or arguments.hub_tag or arguments.hub_private_repo):
-        raise SystemExit("error: --hub_model_id, --hub_tag and --hub_private_repo are of --push_to_hub.")
-    set_seed(arguments.seed)
-    trackers = [tracker.value for tracker in get_available_trackers()]  # accelerate would only log at debug level
-    if arguments.report_to and arguments.report_to not in trackers:
-        installed = ", ".join(trackers) or "none"
-        raise SystemExit(f"error: --report_to {arguments.report_to} is not installed; installed trackers: {installed}.")
-    accelerator = Accelerator(log_with=arguments.report_to, project_dir=arguments.output_dir)
-    keep_memory(accelerator.device)
-    if arguments.push_to_hub and accelerator.is_main_process:
-        check_before(arguments.hub_model_id, arguments.hub_tag, arguments.hub_private_repo)
-    return accelerator
-
-
-def _hardware(accelerator: Accelerator) -> dict:
-    device = accelerator.device
-    return {
-        "device": device.type,
-        "name": device_name(device),
-        "processes": accelerator.num_processes,
-        "threads_per_process": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "mixed_precision": accelerator.mixed_precision,
-        "dynamo_backend": dynamo_backend(accelerator),
-    }
+    output_dir, parent = inputs.settings.output_dir, inputs.start.parent
+    target = Target(arguments.hub_model_id, arguments.hub_tag, arguments.hub_private_repo)
+    try:
+        start = None if parent is None else parent.source
+        return publish(output_dir, inputs.data.source, target, accelerator.device, start)
+    except (PushRefused, subprocess.CalledProcessError) as error:
+        raise SystemExit(
+            f"error: {error} The run is in {output_dir}; the same command with --resume pushes."
+        ) from error

@@ -1,10 +1,13 @@
 """Muon for convolutions, AdamW for the rest, and the schedule of both."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, SequentialLR
 
+from nula.modeling_nula import NulaForImageClassification
+from nula.train.net import parameter_groups
 from nula.train.recipe import Recipe
 
 MOMENTUM = 0.95  # torch.optim.Muon's default
@@ -31,7 +34,9 @@ class Muon(torch.optim.Optimizer):
             takes that. Weights and momentum stay as they are.
     """
 
-    def __init__(self, parameters, lr: float, rms: float, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self, parameters: Iterable[torch.nn.Parameter], lr: float, rms: float, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__(parameters, {"lr": lr, "rms": rms, "dtype": dtype})
 
     @torch.no_grad()
@@ -67,28 +72,21 @@ def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def build_optimizers(
-    model: torch.nn.Module, recipe: Recipe, dtype: torch.dtype = torch.float32
+    model: NulaForImageClassification, recipe: Recipe, dtype: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
-    """The recipe's optimiser of the convolutions behind the stem, and AdamW for the rest.
+    """Make the recipe's optimiser of the convolutions behind the stem, and AdamW for the rest.
 
     `dtype` is that of Muon's orthogonalization. Batch normalisation and biases are not decayed, as is customary.
     """
-    convolutions, weights, vectors = [], [], []
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 1:
-            vectors.append(parameter)
-        elif parameter.ndim == 4 and not name.startswith("nula.stem."):
-            convolutions.append(parameter)
-        else:
-            weights.append(parameter)
-    with_muon = recipe.optimizer == "muon"
+    parameters = parameter_groups(model)
+    with_muon, decay = recipe.optimizer == "muon", recipe.weight_decay
     groups = [
-        {"params": weights if with_muon else weights + convolutions, "weight_decay": recipe.weight_decay},
-        {"params": vectors, "weight_decay": 0.0, "lr": recipe.learning_rate * recipe.vector_rate_factor},
+        {"params": parameters.weights + ([] if with_muon else parameters.convolutions), "weight_decay": decay},
+        {"params": parameters.vectors, "weight_decay": 0.0, "lr": recipe.learning_rate * recipe.vector_rate_factor},
     ]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.learning_rate)]
     if with_muon:
-        optimizers.append(Muon(convolutions, lr=recipe.learning_rate, rms=recipe.weight_rms, dtype=dtype))
+        optimizers.append(Muon(parameters.convolutions, lr=recipe.learning_rate, rms=recipe.weight_rms, dtype=dtype))
     return optimizers
 
 

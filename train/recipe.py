@@ -1,4 +1,4 @@
-"""The settings of v0 and v1.
+"""The settings that versions of the model are trained by.
 
 "published" marks a value taken from the model cards of MamaPearl/nula-cifar10-robust-v0 and -v1; everything else is
 this project's own choice. "trial" names one of ABLATIONS.md that changes the value.
@@ -39,7 +39,7 @@ class Recipe:
     label_smoothing: float = 0.2
 
     # Every image is first cropped and flipped.
-    crop_padding: int = 2  # pixels of reflected border from which 32x32 is cropped; small, for few epochs: trial crop-4
+    crop_padding: int = 2  # pixels of reflected border, fewer than a side has; small, for few epochs: trial crop-4
     flip_probability: float = 0.5
 
     # Then a random part of the batch (`mask_aug`) goes through one operator each.
@@ -49,7 +49,7 @@ class Recipe:
     resize_scale: tuple[float, float]  # U(low, high) per image, bilinear down and up
     checkerboard_epsilon: tuple[float, float] = (0.0, 0.1)  # U(low, high); to twice the worst row: trial epsilon-20
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         def require(field: str, allowed: str, holds: Callable[[Any], bool]) -> None:
             value = getattr(self, field)
             if not holds(value):
@@ -67,7 +67,7 @@ class Recipe:
         require(
             "restart_dropout", "None or in [0, 1)", lambda value: value is None or (number(value) and 0 <= value < 1)
         )
-        require("crop_padding", "an integer 0 to 31", lambda value: number(value, (int,)) and 0 <= value < 32)
+        require("crop_padding", "an integer >= 0", lambda value: number(value, (int,)) and value >= 0)
         require("optimizer", '"muon" or "adamw"', lambda value: value in ("muon", "adamw"))
         for field in ("learning_rate", "restart_factor", "weight_rms", "vector_rate_factor"):
             require(field, "a positive number", lambda value: number(value) and value > 0)
@@ -97,6 +97,27 @@ class Recipe:
     @property
     def epochs(self) -> int:
         return self.cycle_ends[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """A version of the model that a script trains, and what its release says of itself.
+
+    Args:
+        recipe: what it is trained by; the version has its name.
+        script: that trains it, such as "train/train_v0.py".
+        summary: a sentence on the version, true of a run by the unchanged recipe on CIFAR-10.
+        color: #RRGGBB, of its marks in pictures.
+        parent: name of the version whose weights it starts from, None if it is trained from scratch.
+        published: column of model_card/published_table.csv that it is compared with, None if there is none.
+    """
+
+    recipe: Recipe
+    script: str
+    summary: str
+    color: str
+    parent: str | None = None
+    published: str | None = None
 
 
 V0 = Recipe(

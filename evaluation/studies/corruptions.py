@@ -1,0 +1,80 @@
+"""Accuracy under common corruptions at five severities: look-alikes made here, or CIFAR-10-C's own arrays."""
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nula.evaluation.measuring import Measurement
+from nula.evaluation.session import Session
+from nula.evaluation.studies.study import Study
+from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+
+
+def corruption_rows(official: Path | None, labels: torch.Tensor) -> list[Measurement]:
+    """Return every corruption at every severity: made here, or read from the CIFAR-10-C arrays in `official`.
+
+    Raises:
+        FileNotFoundError, ValueError: no arrays there, labels other than `labels` (N,) five times over, or an array
+            that is not of five severities of N images.
+    """
+    count = len(labels)
+    if official is None:
+        return [_made_here(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
+    files = sorted(file for file in official.glob("*.npy") if file.stem != "labels")
+    if not files:
+        raise FileNotFoundError(f"{official} holds none of CIFAR-10-C's arrays, such as fog.npy.")
+    if not np.array_equal(np.load(official / "labels.npy"), np.tile(labels.numpy(), len(SEVERITIES))):
+        raise ValueError(f"{official / 'labels.npy'} does not hold the labels of the data set five times over.")
+    rows = []
+    for file in files:
+        stacked = np.load(file, mmap_mode="r")
+        if stacked.shape != (len(SEVERITIES) * count, 32, 32, 3) or stacked.dtype != np.uint8:
+            raise ValueError(
+                f"{file} holds {stacked.dtype} {stacked.shape}, must be uint8 {(len(SEVERITIES) * count, 32, 32, 3)}."
+            )
+        rows += [
+            Measurement(
+                name=f"{file.stem} {severity}",
+                apply=lambda pixels, generator: pixels,
+                images=stacked[(severity - 1) * count : severity * count],
+            )
+            for severity in SEVERITIES
+        ]
+    return rows
+
+
+def array_hashes(official: Path) -> dict[str, str]:
+    """Return the SHA-256 of every array in a folder of CIFAR-10-C, by file name."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(official.glob("*.npy"))}
+
+
+def _made_here(name: str, severity: int) -> Measurement:
+    def apply(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return corrupt(pixels, name, severity, generator)
+
+    return Measurement(name=f"{name} {severity}", apply=apply)
+
+
+def _run(session: Session) -> None:
+    official: Path | None = session.arguments.cifar10c
+    rows = corruption_rows(official, session.test.labels)
+    if official is None:
+        session.measure(rows, "corruptions")
+    else:
+        session.measure(rows, "cifar10c", recorded={"arrays_sha256": array_hashes(official)})
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cifar10c", type=Path, help="folder of CIFAR-10-C's own arrays, in place of look-alikes")
+
+
+CORRUPTION_STUDY = Study(
+    name="corruptions",
+    summary="accuracy under common corruptions at five severities",
+    run=_run,
+    add_options=_add_options,
+    resumable=True,
+)

@@ -1,0 +1,53 @@
+"""The table: accuracy under the twenty perturbations, its calibration, and logits that a copy is checked by."""
+
+import argparse
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nula.data import Split, to_pixels
+from nula.evaluation.classifiers import PixelClassifier
+from nula.evaluation.measuring import table_rows
+from nula.evaluation.session import Session, save_json
+from nula.evaluation.studies.pixels import pixels_of
+from nula.evaluation.studies.study import Study
+from nula.records.statistics import calibration
+from nula.records.table import Table
+
+GOLDEN_IMAGES = 16
+
+
+def save_golden(classifier: PixelClassifier, data: Split, device: torch.device, file: Path) -> None:
+    """Keep the first images at the model's size, uint8 (16, H, W, 3), and their logits, to check a copy of it by."""
+    first = data.first(min(GOLDEN_IMAGES, len(data.labels)))
+    with torch.inference_mode():
+        resized = classifier.resized(pixels_of(first, classifier, device))
+        images = (255 * resized).round().byte().permute(0, 2, 3, 1)
+        logits = classifier.classify(to_pixels(images)).float()
+    np.savez_compressed(file, images=images.cpu().numpy(), logits=logits.cpu().numpy())
+
+
+def _leave_beside(session: Session, classifier: PixelClassifier, table: Table, folder: Path) -> None:
+    save_golden(classifier, session.test, session.device, folder / "golden.npz")
+    rows = {row.name: asdict(calibration(row.logits, row.labels)) for row in table if row.logits is not None}
+    save_json({"rows": rows}, table.provenance, folder / "calibration.json")
+
+
+def _run(session: Session) -> None:
+    session.measure(table_rows(session.arguments.seed), after=partial(_leave_beside, session))
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, help="of the Gaussian noise")
+
+
+TABLE = Study(
+    name="table",
+    summary="accuracy under the twenty perturbations",
+    run=_run,
+    add_options=_add_options,
+    resumable=True,
+)

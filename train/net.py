@@ -1,0 +1,77 @@
+"""The net as training sees it: the only place here that knows the names of its modules and parameters."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from nula.configuration_nula import NulaConfig
+from nula.modeling_nula import NulaForImageClassification
+
+ARCHITECTURE = ("stem_channels", "stem_dropout", "hidden_sizes", "depths")  # what a run may choose of NulaConfig
+
+
+@dataclass(frozen=True)
+class ParameterGroups:
+    """The parameters of a net by how they are optimised.
+
+    Args:
+        convolutions: of the stages, each before a batch normalisation.
+        weights: of the stem and the head.
+        vectors: of the batch normalisations, and biases.
+    """
+
+    convolutions: list[nn.Parameter]
+    weights: list[nn.Parameter]
+    vectors: list[nn.Parameter]
+
+
+def parameter_groups(model: NulaForImageClassification) -> ParameterGroups:
+    """Sort the parameters of `model` by how they are optimised; each is in one group."""
+    groups = ParameterGroups([], [], [])
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            groups.vectors.append(parameter)
+        elif parameter.ndim == 4 and not name.startswith("nula.stem."):
+            groups.convolutions.append(parameter)
+        else:
+            groups.weights.append(parameter)
+    return groups
+
+
+def architecture(config: NulaConfig) -> dict[str, object]:
+    """Return the fields of ARCHITECTURE and their values."""
+    return {field: getattr(config, field) for field in ARCHITECTURE}
+
+
+def label_maps(names: Iterable[str]) -> dict[str, Any]:
+    """Return the fields of NulaConfig that hold the names of the classes: id2label and label2id."""
+    id2label = dict(enumerate(names))
+    return {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
+
+
+def set_stem_dropout(model: NulaForImageClassification, probability: float) -> None:
+    """Make the stem's dropout zero a value with `probability` in [0, 1); the configuration stays as it is."""
+    model.nula.stem.dropout.p = probability
+
+
+def name_classes(config: NulaConfig, names: Iterable[str]) -> None:
+    """Give the classes of `config` these names, in order."""
+    for field, value in label_maps(names).items():
+        setattr(config, field, value)
+
+
+def new_head(model: NulaForImageClassification, classes: int) -> None:
+    """Give `model` a head of so many `classes`, with weights drawn by torch's global generator."""
+    model.classifier = nn.Linear(model.classifier.in_features, classes)
+    model._init_weights(model.classifier)
+
+
+@torch.no_grad()
+def reorder_head(model: NulaForImageClassification, order: Sequence[int]) -> None:
+    """Make output i of `model` what output order[i] was; `order` is a permutation."""
+    rows = list(order)
+    for parameter in model.classifier.parameters():  # weight (classes, features) and bias (classes,)
+        parameter.copy_(parameter[rows])

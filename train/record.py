@@ -1,0 +1,154 @@
+"""The files of a finished run, which make its folder a release: training.json and release.json."""
+
+import os
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from nula.data import CIFAR10_FINGERPRINTS, SIDE, DataSource, Split
+from nula.records.provenance import command_again, device_name, library_versions, public_argument
+from nula.records.release import Release, Results
+from nula.records.weights import weights_sha256
+from nula.train.net import architecture
+from nula.train.recipe import Version
+from nula.train.run import RunSettings, dynamo_backend
+from nula.train.start import NEW, Parent, Start
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The images of a run.
+
+    Args:
+        source: where they come from.
+        train: that it is trained on.
+        held_out: of the same split, that it is measured on at the end.
+    """
+
+    source: DataSource
+    train: Split
+    held_out: Split | None = None
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run is made of.
+
+    Args:
+        version: that its script trains; `settings.recipe` may differ from its recipe.
+        settings: of the run.
+        start: the model that it started with, and where the weights came from.
+        data: the images.
+    """
+
+    version: Version
+    settings: RunSettings
+    start: Start
+    data: TrainingData
+
+    @property
+    def changed_fields(self) -> list[str]:
+        """Settings in which its recipe differs from the version's."""
+        own, given = asdict(self.version.recipe), asdict(self.settings.recipe)
+        return [field for field, value in own.items() if given[field] != value]
+
+    @property
+    def is_as_published(self) -> bool:
+        """Whether it is the whole of the version's recipe on the training images of CIFAR-10."""
+        whole = not self.changed_fields and self.settings.max_steps is None
+        return whole and self.data.train.fingerprint == CIFAR10_FINGERPRINTS["train"]
+
+
+def training_record(inputs: RunInputs, log: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
+    """Return what training.json says of a run whose weights have been saved."""
+    settings, model, data, parent = inputs.settings, inputs.start.model, inputs.data.train, inputs.start.parent
+    return {
+        "weights_sha256": weights_sha256(settings.output_dir),
+        "recipe": asdict(settings.recipe),
+        "architecture": architecture(model.config),
+        "command": command_again("accelerate launch", sys.argv),
+        "initial_weights_sha256": None if parent is None else parent.weights_sha256,
+        "head": None if parent is None else parent.head,
+        "seed": settings.seed,
+        "max_steps": settings.max_steps,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dataset": {
+            "name": public_argument(inputs.data.source.dataset),
+            "split": inputs.data.source.train_split,
+            "images": len(data.labels),
+            "sha256": data.fingerprint,
+            "classes": list(data.names),
+            "image_size": data.images[0].shape[0],
+        },
+        **log,
+        "hardware": _hardware(accelerator),
+        "versions": library_versions(),
+    }
+
+
+def release_of(inputs: RunInputs, hub_id: str | None) -> Release:
+    """Return the release that the run's folder holds.
+
+    It has the name of the recipe; one that was fine-tuned from a release of that very name has its folder's.
+    """
+    version, folder, parent = inputs.version, inputs.settings.output_dir, inputs.start.parent
+    name = version.recipe.name
+    if parent is not None and parent.name == name:
+        own = folder.resolve().name
+        name = own if own != parent.name else f"{name}-tuned"
+    return Release(
+        name=name,
+        folder=folder,
+        results=Results(folder / "results"),
+        parent=None if parent is None else parent.name,
+        hub_id=hub_id or f"local/nula-{name}",
+        published=version.published if inputs.is_as_published else None,
+        summary=_summary(inputs, name),
+        color=version.color,
+        script=version.script,
+        recipe=asdict(inputs.settings.recipe),
+    )
+
+
+def _summary(inputs: RunInputs, name: str) -> str:
+    """The version's own sentence where it is true of the run, else one on what was done."""
+    version, settings, parent, data = inputs.version, inputs.settings, inputs.start.parent, inputs.data.train
+    if inputs.is_as_published and _is_called(version.parent, parent):
+        return version.summary
+    begin = "trained from scratch" if parent is None else f"fine-tuned from {parent.name}"
+    parts = [
+        f"{name} is {begin} on {len(data.labels):,} images of {public_argument(inputs.data.source.dataset)}, "
+        f"of {len(data.names)} classes"
+    ]
+    side = data.images[0].shape[0]
+    if side != SIDE:
+        parts.append(f"at {side}×{side} pixels")
+    if parent is not None and parent.head == NEW:
+        parts.append("with a new head")
+    if inputs.changed_fields:
+        changed = " and another ".join(inputs.changed_fields)
+        parts.append(f"by the recipe of {version.recipe.name} with another {changed}")
+    if settings.max_steps is not None:
+        parts.append(f"for at most {settings.max_steps:,} steps")
+    return ", ".join(parts) + "."
+
+
+def _is_called(name: str | None, parent: Parent | None) -> bool:
+    """Whether a parent, or its repository (as "nula-cifar10-robust-v0" is "v0"), is called `name`; both may be None."""
+    return (None if parent is None else parent.name.rpartition("-")[2]) == name
+
+
+def _hardware(accelerator: Accelerator) -> dict[str, Any]:
+    device = accelerator.device
+    return {
+        "device": device.type,
+        "name": device_name(device),
+        "processes": accelerator.num_processes,
+        "threads_per_process": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "mixed_precision": accelerator.mixed_precision,
+        "dynamo_backend": dynamo_backend(accelerator),
+    }

@@ -1,0 +1,309 @@
+"""A run: what is trained, by what, how far it is, and the folder that keeps it."""
+
+import hashlib
+import json
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.nn import functional as F
+from torch.nn.utils import get_total_norm
+from torch.optim.swa_utils import AveragedModel
+
+from nula.data import Split
+from nula.image_processing_nula import normalize
+from nula.modeling_nula import NulaForImageClassification
+from nula.records.provenance import device_name
+from nula.runtime.interruption import Interruption
+from nula.runtime.speed import Clock, flops_of, peak_flops
+from nula.train.augmentation import crop_and_flip, perturb
+from nula.train.checkpoints import check_folder, load_checkpoint, only_writer, save_checkpoint
+from nula.train.checks import check_agreement, check_finite, check_setting, square_images
+from nula.train.draws import batch_indices, mixed, run_seed
+from nula.train.net import architecture, set_stem_dropout
+from nula.train.optimizers import build_optimizers, build_scheduler
+from nula.train.progress import Progress
+from nula.train.recipe import OPERATORS, Recipe
+
+TIMED_EVERY = 20  # steps between two that are timed in parts; on a GPU each part then waits for the one before
+LOGGED_EVERY = 10  # steps between two entries of a tracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How a run is done.
+
+    Args:
+        recipe: what is trained by; its batch is shared out over the processes.
+        output_dir: folder of the run; its checkpoint lies in `output_dir`/checkpoint.
+        seed: of batches, augmentation and dropout.
+        max_steps: end the run after so many steps, on the schedule of the whole.
+        checkpoint_steps: steps between two checkpoints; an epoch unless given.
+    """
+
+    recipe: Recipe
+    output_dir: Path
+    seed: int = 0
+    max_steps: int | None = None
+    checkpoint_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This process's share of a batch: pixels (B, 3, H, W) in [0, 1], labels (B,), and operators (B,) by number."""
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    operators: torch.Tensor
+
+
+@dataclass(frozen=True)
+class StepStatus:
+    """What a step gave, over all processes.
+
+    Args:
+        loss: mean over the batch.
+        gradient_norm: mean over the processes.
+        stop: whether any process was asked to stop.
+        operators: images that went through no operator, and through each.
+    """
+
+    loss: float
+    gradient_norm: float
+    stop: bool
+    operators: list[int]
+
+
+class Run:
+    """The training of one model, by one recipe, on one data set.
+
+    A run begins by `start` or goes on by `resume`. Then `step` trains on one batch, `end_epoch` ends an epoch after its
+    last step, and `save` keeps the state. `finish` returns the model and the log.
+
+    Args:
+        model: trained in place.
+        data: images of one square size, at least a batch of them, and of at least two classes.
+        accelerator: of all processes.
+        settings: recipe, folder, seed and lengths.
+
+    Raises:
+        ValueError: the data or the batch do not fit the recipe or the processes; mixed precision fp16.
+    """
+
+    def __init__(
+        self, model: NulaForImageClassification, data: Split, accelerator: Accelerator, settings: RunSettings
+    ) -> None:
+        self.settings, self.recipe, self.accelerator = settings, settings.recipe, accelerator
+        check_setting(data, accelerator, settings.recipe)
+        self.device = accelerator.device
+        self.steps_per_epoch = len(data.labels) // self.recipe.batch_size
+        total = self.recipe.epochs * self.steps_per_epoch
+        self.last = total if settings.max_steps is None else min(settings.max_steps, total)
+        self.progress, self.interruption = Progress(), Interruption()
+        self._images, self._labels = square_images(data).to(self.device), data.labels.to(self.device)
+        self._dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+        self._prepare(model.to(self.device, memory_format=torch.channels_last), data.fingerprint)
+        self._draws = run_seed(self.recipe, settings.seed)
+        self._generator = torch.Generator(device=self.device)
+        self._kinds = torch.arange(len(OPERATORS) + 1, device=self.device)  # as `perturb` numbers them
+        self._clock = Clock(self.device)
+        self._epoch, self._batches = -1, torch.empty(0)
+
+    def _prepare(self, model: NulaForImageClassification, fingerprint: str) -> None:
+        """Make optimisers, schedules and the mean over cycles, and hand to accelerate what it wraps and keeps."""
+        self.flops = _training_flops(model, self._images.shape[1])
+        optimizers = build_optimizers(model, self.recipe, self._dtype)
+        self._schedulers = [build_scheduler(optimizer, self.recipe, self.steps_per_epoch) for optimizer in optimizers]
+        self._averaged = AveragedModel(model, use_buffers=True)
+        self.model = model  # shares its parameters with the prepared one, which may be wrapped or compiled
+        self._prepared, *self._optimizers = self.accelerator.prepare(model, *optimizers)
+        self._prepared.train()
+        self._identity = {  # what must not change when the run is resumed
+            **asdict(self.recipe),
+            "architecture": architecture(model.config),
+            "initial_weights": _fingerprint(*model.parameters()),
+            "seed": self.settings.seed,
+            "data": fingerprint,
+            "processes": self.accelerator.num_processes,
+            "mixed_precision": self.accelerator.mixed_precision,
+            "dynamo_backend": dynamo_backend(self.accelerator),
+        }
+        # The schedulers are not prepared: accelerate would step them once for each process, and a step here is a global
+        # batch.
+        averaged = [self._averaged] if self.recipe.restarts else []
+        self.accelerator.register_for_checkpointing(self.progress, *self._schedulers, *averaged)
+
+    def start(self) -> None:
+        """Begin the run.
+
+        Raises:
+            FileExistsError, OSError: as `check_folder` says.
+        """
+        self._check_folder(resume=False)
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint, on the same CPU to the very weights as if the run had never stopped.
+
+        Raises:
+            ValueError: the checkpoint is of a run that was started otherwise, or of a step beyond `max_steps`.
+            FileNotFoundError, OSError: as `check_folder` and `load_checkpoint` say.
+        """
+        self._check_folder(resume=True)
+        load_checkpoint(self.accelerator, self._checkpoint, self._identity)
+        if self.last < self.progress.step:
+            raise ValueError(
+                f"max_steps is {self.settings.max_steps}, and the checkpoint is of step {self.progress.step} already."
+            )
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep other runs out of the folder meanwhile; FileExistsError where one is at work there."""
+        return only_writer(self.settings.output_dir) if self.accelerator.is_main_process else nullcontext()
+
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether the last step was the last one of an epoch."""
+        return self.progress.step % self.steps_per_epoch == 0
+
+    @property
+    def at_checkpoint(self) -> bool:
+        """Whether the last step is one to save after."""
+        interval = self.settings.checkpoint_steps or self.steps_per_epoch
+        return self.progress.step == self.last or self.progress.step % interval == 0
+
+    def step(self) -> StepStatus:
+        """Train on the next batch.
+
+        Raises:
+            FloatingPointError: the loss or a gradient is not finite; the weights are then as before the step.
+        """
+        started, progress = time.perf_counter(), self.progress
+        timed = progress.step % TIMED_EVERY == TIMED_EVERY // 2  # not the first, in which a model may be compiled
+        begin = self._clock.read() if timed else 0.0
+        batch = self._batch()
+        middle = self._clock.read() if timed else 0.0
+        logits = self._prepared(normalize(batch.pixels)).logits
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.recipe.label_smoothing)
+        self.accelerator.backward(loss)
+        status = self._status(loss, batch.operators)
+        if not math.isfinite(status.loss + status.gradient_norm):
+            raise FloatingPointError(
+                f"loss {status.loss}, norm of the gradients {status.gradient_norm} at step {progress.step}, learning "
+                f"rate {self._learning_rate:.3g}, batch {_fingerprint(batch.pixels, batch.labels)} (SHA-256 of the "
+                f"pixels and labels of process {self.accelerator.process_index}); checkpoints are from before it."
+            )
+        for optimizer in self._optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if timed:
+            progress.augmentation_seconds += middle - begin
+            progress.timed_seconds += self._clock.read() - begin
+        for scheduler in self._schedulers:
+            scheduler.step()
+        progress.add_step(status.loss, status.operators, time.perf_counter() - started)
+        if progress.step % LOGGED_EVERY == 0:
+            self.accelerator.log({"loss": status.loss, "learning_rate": self._learning_rate}, progress.step)
+        return status
+
+    def end_epoch(self) -> None:
+        """Log the epoch; at the end of a cycle of the learning rate, go on from the mean over all cycle ends."""
+        entry = {
+            **self.progress.entry(self.steps_per_epoch, self.recipe.batch_size, self._learning_rate),
+            # Of every epoch, as a run may go on elsewhere, and a machine's speed may change.
+            "peak_flops": round(peak_flops(self.device, self._dtype)),
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "machine": device_name(self.device),
+        }
+        if self.recipe.restarts and entry["epoch"] in self.recipe.cycle_ends:
+            self._averaged.update_parameters(self.model)
+            self.model.load_state_dict(self._averaged.module.state_dict())
+        self.progress.epochs.append(entry)
+        self.accelerator.print(json.dumps(entry))
+        self.accelerator.log({"images_per_second": entry["images_per_second"]}, self.progress.step)
+        self.progress.start_epoch()
+
+    def save(self) -> None:
+        """Write the checkpoint.
+
+        Raises:
+            FloatingPointError: a weight or a batch statistic is not finite.
+            OSError: as `save_checkpoint` says.
+        """
+        check_finite(self.model, self.progress.step)
+        save_checkpoint(self.accelerator, self._checkpoint, self._identity)
+
+    def finish(self) -> tuple[NulaForImageClassification, dict[str, Any]]:
+        """Return the trained model, which computes in float32, and the log (see `train`).
+
+        Raises:
+            RuntimeError: the processes ended with different parameters.
+        """
+        check_agreement(self._prepared, self.accelerator)
+        self.accelerator.unwrap_model(self._prepared, keep_fp32_wrapper=False, keep_torch_compile=False)
+        return self.model, self.progress.log(self.flops, self.accelerator.num_processes)
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.settings.output_dir / "checkpoint"
+
+    @property
+    def _learning_rate(self) -> float:
+        return float(self._schedulers[0].get_last_lr()[0])
+
+    def _check_folder(self, resume: bool) -> None:
+        weights_bytes = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+        copies = 4 if self.recipe.restarts else 3  # weights, up to two moments, and the mean over cycles
+        check_folder(self.settings.output_dir, copies * weights_bytes, resume)
+        self.accelerator.wait_for_everyone()
+
+    def _batch(self) -> Batch:
+        """Draw this process's share of the next batch, augmented, and seed the dropout of the step."""
+        step, rank, recipe = self.progress.step, self.accelerator.process_index, self.recipe
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:  # the indices of an epoch go to the device together
+            drawn = batch_indices(len(self._labels), epoch, recipe, self._draws)
+            self._epoch, self._batches = epoch, drawn.to(self.device)
+        share = self._batches[place].chunk(self.accelerator.num_processes)[rank]
+        self._generator.manual_seed(mixed(self._draws, epoch, step, rank))
+        torch.manual_seed(mixed(self._draws, epoch, step, rank, 1))  # dropout draws from the device's own generator
+        if recipe.restart_dropout is not None and epoch >= recipe.cycle_ends[0]:
+            set_stem_dropout(self.model, recipe.restart_dropout)
+        pixels = crop_and_flip(self._images, share, recipe, self._generator)
+        pixels, operators = perturb(pixels, recipe, self._generator)
+        return Batch(pixels, self._labels[share], operators)
+
+    def _status(self, loss: torch.Tensor, operators: torch.Tensor) -> StepStatus:
+        """Sum up the step over all processes, by the one copy from the device, before the weights are touched."""
+        norm = get_total_norm([parameter.grad for parameter in self.model.parameters()])
+        asked = loss.new_full((), float(self.interruption.signum > 0))
+        counts = (operators[:, None] == self._kinds).sum(dim=0)
+        own = torch.cat([torch.stack([loss.detach().float(), norm.float(), asked.float()]), counts.float()])
+        loss_sum, norm_sum, asked_sum, *images = self.accelerator.reduce(own, "sum").tolist()
+        processes = self.accelerator.num_processes
+        return StepStatus(loss_sum / processes, norm_sum / processes, asked_sum > 0, [int(count) for count in images])
+
+
+def dynamo_backend(accelerator: Accelerator) -> str:
+    """Return what compiles the model, as accelerate's launcher names it: "no", "inductor", ..."""
+    backend: str = accelerator.state.dynamo_plugin.backend.value
+    return backend.lower()
+
+
+def _training_flops(model: NulaForImageClassification, side: int) -> int:
+    """Floating-point operations of the network on one image of `side` pixels a side, forward and backward."""
+    pixels = torch.zeros(1, model.config.num_channels, side, side, device=model.device)
+    training = model.training
+    model.eval()  # batch statistics must not see these pixels
+    flops = flops_of(lambda: model(pixels).logits.sum().backward())
+    model.train(training)
+    model.zero_grad(set_to_none=True)
+    return flops
+
+
+def _fingerprint(*tensors: torch.Tensor) -> str:
+    arrays = (tensor.detach().cpu().contiguous().numpy() for tensor in tensors)
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()

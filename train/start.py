@@ -1,0 +1,144 @@
+"""What a run starts from: a model for the classes of its data, from scratch or from trained weights."""
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from nula.configuration_nula import NulaConfig
+from nula.modeling_nula import NulaForImageClassification
+from nula.records.release import FILE, Release
+from nula.records.weights import load_model, weights_sha256
+from nula.runtime.arguments import assigned
+from nula.train.net import ARCHITECTURE, label_maps, name_classes, new_head, reorder_head
+
+KEPT, REORDERED, NEW = "kept", "reordered", "new"  # what may become of a trained head
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The trained weights that a run starts from.
+
+    Args:
+        option: of the command line, that names them.
+        source: folder or Hub id.
+        name: of the release that they are.
+        weights_sha256: SHA-256 of the weights.
+        head: what became of their head: "kept", "reordered" or "new".
+    """
+
+    option: str
+    source: str
+    name: str
+    weights_sha256: str
+    head: str
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model that a run starts with, and where its weights come from; None if they were drawn."""
+
+    model: NulaForImageClassification
+    parent: Parent | None = None
+
+
+MakeStart = Callable[[Sequence[str]], Start]
+
+
+class Initialization(Protocol):
+    """A way to make the model of a run."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add its options."""
+
+    def load(self, arguments: argparse.Namespace) -> MakeStart:
+        """Read what the arguments name, and return what makes the model for the names of some classes.
+
+        Random numbers come from torch's global generator.
+
+        Raises:
+            ValueError, OSError: an option has an impossible value, or names weights that cannot be loaded.
+        """
+
+
+class FromScratch:
+    """Draw all weights; the option --config changes the architecture."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add --config."""
+        parser.add_argument(
+            "--config", nargs="*", default=[], metavar="FIELD=VALUE", help=f"changes of {', '.join(ARCHITECTURE)}"
+        )
+
+    def load(self, arguments: argparse.Namespace) -> MakeStart:
+        """Read --config, see `Initialization`."""
+        fields = assigned(arguments.config, ARCHITECTURE, "--config")
+        NulaConfig(**fields)  # raises before data are read
+        return lambda names: Start(NulaForImageClassification(NulaConfig(**fields, **label_maps(names))))
+
+
+@dataclass(frozen=True)
+class FromWeights:
+    """Start from the weights of a release.
+
+    Args:
+        option: that names them, such as "--v0".
+        default: folder or Hub id of the weights unless the option is given.
+    """
+
+    option: str
+    default: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the option."""
+        parser.add_argument(
+            self.option, dest="start", default=self.default, help="folder or Hub id of the weights to start from"
+        )
+
+    def load(self, arguments: argparse.Namespace) -> MakeStart:
+        """Load the weights, see `Initialization`."""
+        source: str = arguments.start
+        try:
+            model, digest = load_model(source), weights_sha256(source)
+            return partial(_start_from, model, Parent(self.option, source, release_name(source), digest, KEPT))
+        except (ValueError, OSError) as error:
+            kind = OSError if isinstance(error, OSError) else ValueError
+            raise kind(f"{self.option} {source}: {error}") from error
+
+
+def release_name(source: str) -> str:
+    """Return the name that the release.json of a folder gives, else the last part of the folder or Hub id."""
+    folder = Path(source)
+    if (folder / FILE).is_file():
+        return Release.load(folder).name
+    return folder.resolve().name if folder.is_dir() else source.rpartition("/")[2]
+
+
+def match_classes(names: Sequence[str], known: Sequence[str]) -> list[int] | None:
+    """Return the place among `known` of each of `names`, case and separators aside; None unless all are the same."""
+    if list(names) == list(known):
+        return list(range(len(known)))
+    keys, places = [_key(name) for name in names], {_key(name): place for place, name in enumerate(known)}
+    unambiguous = len(set(keys)) == len(names) and len(places) == len(known)
+    return [places[key] for key in keys] if unambiguous and set(keys) == set(places) else None
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.casefold())
+
+
+def _start_from(model: NulaForImageClassification, parent: Parent, names: Sequence[str]) -> Start:
+    """Fit the head of `model` to the classes `names`."""
+    known = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    order = match_classes(names, known)
+    if order is None:
+        new_head(model, len(names))
+        head = NEW
+    else:
+        head = KEPT if order == sorted(order) else REORDERED
+        reorder_head(model, order)
+    name_classes(model.config, names)
+    return Start(model, replace(parent, head=head))
