@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnxruntime
@@ -32,11 +32,11 @@ MODEL = "the model itself"
 Form = Callable[[torch.Tensor], torch.Tensor]  # pixels (B, 3, 32, 32) in [0, 1] to logits (B, 10)
 
 
-def build_forms(model: str, folder: Path) -> tuple[dict[str, Form], dict[str, int]]:
-    """Every form, and its bytes; files are written to `folder`."""
-    classifier = load_classifier(model, torch.device("cpu"))
+def build_forms(model: str, names: Sequence[str], folder: Path) -> tuple[dict[str, Form], dict[str, int]]:
+    """Make every form, with logits of the classes `names`; return them and their bytes. Files go to `folder`."""
+    classifier = load_classifier(model, names, torch.device("cpu"))
     program = export_program(classifier, folder / "nula.pt2")
-    export_onnx(classifier, program, folder / "nula.onnx")
+    export_onnx(program, names, folder / "nula.onnx")
     quantize_dynamic(folder / "nula.onnx", folder / "int8.onnx")
     half = copy.deepcopy(classifier).to(torch.bfloat16)
     forms = {
@@ -74,7 +74,7 @@ def main() -> None:
     data = DataSource.of(arguments).test(SIDE)
     pixels = data.images.permute(0, 3, 1, 2).float() / 255
     with tempfile.TemporaryDirectory() as folder:
-        forms, sizes = build_forms(arguments.model, Path(folder))
+        forms, sizes = build_forms(arguments.model, data.names, Path(folder))
         few = pixels[:IMAGES]
         seconds = {}
         for batch_size in BATCH_SIZES:

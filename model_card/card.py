@@ -17,29 +17,27 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from scipy.special import softmax
 
-from nula.data import CIFAR10, is_cifar10
 from nula.evaluation.claims import Finding, findings
 from nula.evaluation.null_space import STEPS
 from nula.model_card.figures import PICTURES
 from nula.model_card.limits import limits
 from nula.model_card.tables import (
-    all_on_cifar10,
     attacks_table,
     calibration_table,
     compared_pair,
     compatibility_table,
     corruptions_table,
     definitions_table,
-    on_cifar10,
     published_beside,
     published_pair,
     results_table,
-    row_title,
+    row_titles,
     seeds_table,
     training_speed,
     training_times,
 )
 from nula.perturbations.corruptions import SEVERITIES
+from nula.records.cifar10 import CIFAR10, is_cifar10
 from nula.records.provenance import training_command, without_options
 from nula.records.release import Release, Releases, drawn_from, load_releases, named, weights_behind
 from nula.records.statistics import BINS
@@ -114,7 +112,7 @@ def again(release: Release, base: str) -> str:
     return shlex.join(parts)
 
 
-def dataset_title(dataset: dict[str, Any]) -> str:
+def dataset_title(dataset: Mapping[str, Any]) -> str:
     """Return what the data set of a record is called in a sentence."""
     return "CIFAR-10" if is_cifar10(dataset) else str(dataset["name"])
 
@@ -141,7 +139,7 @@ def metadata(release: Release, name: str, base: str) -> ModelCardData:
                 dataset_name=dataset_title(measured_on),
                 dataset_split=measured_on["split"],
                 metric_type="accuracy",
-                metric_name=row_title(row, on_cifar10(table)),
+                metric_name=table.title(row),
                 metric_value=round(accuracy, 2),
             )
             for row, accuracy in table.accuracies().items()
@@ -194,7 +192,7 @@ def _results_section(releases: Releases, release: Release) -> dict[str, Any]:
         "calibration": calibration_table(releases),
         "bins": BINS,
         "claims": claims(releases),
-        "definitions": definitions_table(all_on_cifar10(releases)),
+        "definitions": definitions_table(row_titles(releases)),
         "limits": limits(release.results),
         "pictures": {file.stem: caption for file, caption in pictures(releases).items()},
     }
@@ -223,7 +221,7 @@ def _table(release: Release) -> Table:
 def claims(releases: Releases) -> list[Finding]:
     """Return what the results say of the claims of the published cards; nothing where no pair can be compared."""
     pair = published_pair(releases)
-    return [] if pair is None else findings(*(release.results.folder for release in pair))
+    return [] if pair is None else findings(*(release.results for release in pair))
 
 
 def with_tables(readme: str, releases: Releases, compatibility: Mapping[str, Any]) -> str:
@@ -236,7 +234,7 @@ def with_tables(readme: str, releases: Releases, compatibility: Mapping[str, Any
     """
     derived = {
         "results": f"{results_table(releases)}\n\n{training_times(releases)}",
-        "definitions": definitions_table(all_on_cifar10(releases)),
+        "definitions": definitions_table(row_titles(releases)),
         "compatibility": compatibility_table(compatibility, releases),
     }
     for name, text in derived.items():

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from nula.data import CIFAR10_FINGERPRINTS, DataSource, Split, add_data_arguments
+from nula.data import DataSource, Split, add_data_arguments
 from nula.evaluation.monte_carlo import gap
-from nula.evaluation.studies import ALPHAS, INTERPOLATED, MEASURED_ANEW, PATH_CONDITIONS, path_row
-from nula.model_card.tables import CLEAN, compared_pair, compared_tables, measured, on_cifar10, records, row_title
+from nula.evaluation.studies.basin import ALPHAS, INTERPOLATED, MEASURED_ANEW, PATH_CONDITIONS, path_row
+from nula.model_card.tables import compared_pair, compared_tables, measured, records, row_titles
 from nula.perturbations.suite import ROWS
 from nula.records.release import PNG_KEY, Release, Releases, drawn_from, load_releases
 from nula.records.statistics import confusion_matrix, flips, mean_interval
-from nula.records.table import Row
+from nula.records.table import CLEAN, Row
 
 if TYPE_CHECKING:  # cards name the pictures, and do without matplotlib
     from matplotlib.axes import Axes
@@ -62,7 +62,7 @@ def table(releases: Releases, data: Split) -> "Figure | None":
         low, middle, high = _intervals([stored.row(row) for row in rows])
         style = {"color": releases[name].color, "fmt": "o", "markersize": 4, "capsize": 2}
         axes.errorbar(middle, places, xerr=(middle - low, high - middle), label=name, **style)
-    axes.set_yticks(np.arange(len(rows))[::-1], [row_title(row, on_cifar10(stored)) for row in rows])
+    axes.set_yticks(np.arange(len(rows))[::-1], [stored.title(row) for row in rows])
     axes.grid(axis="y", linewidth=0.4)
     axes.set(xlabel=f"accuracy in percent on {len(stored.labels):,} test images, 95 % intervals")
     axes.legend(loc="upper left", framealpha=1, edgecolor="none")
@@ -229,10 +229,9 @@ def perturbations(releases: Releases, data: Split) -> "Figure":
     """Draw the first test image under every row of the table."""
     figure = _sheet(7.4)
     pixels = data.images[0].permute(2, 0, 1).unsqueeze(0).float() / 255
-    cifar10 = data.fingerprint == CIFAR10_FINGERPRINTS["test"]
+    title = row_titles(releases)
     for axes, row in zip(figure.subplots(4, 5).flat, ROWS):
-        title = textwrap.fill(row_title(row.name, cifar10), 22)
-        _show(axes, row.apply(pixels, torch.Generator().manual_seed(0))[0], title)
+        _show(axes, row.apply(pixels, torch.Generator().manual_seed(0))[0], textwrap.fill(title(row.name), 22))
     return figure
 
 

@@ -1,7 +1,7 @@
 """The tables of the model cards and of the README, as markdown, of the releases that they are given."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from itertools import groupby
 from statistics import mean, stdev
@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from nula.data import CIFAR10_FINGERPRINTS
 from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES
 from nula.perturbations.suite import ROWS
+from nula.records.cifar10 import is_cifar10
 from nula.records.provenance import speed_of
 from nula.records.release import Release, Releases, pairs
 from nula.records.statistics import mean_interval
 from nula.records.table import Row, Table
 
-CLEAN = "Clean (CIFAR-10 Test)"  # the row of unperturbed images, as the published table calls it
 CALIBRATION_SCORES = {
     "expected_calibration_error": "ECE",
     "negative_log_likelihood": "NLL",
@@ -39,16 +38,6 @@ def published(column: str) -> dict[str, float]:
     return {row["perturbation"]: float(row[column]) for row in rows}
 
 
-def on_cifar10(table: Table) -> bool:
-    """Tell whether a table is of CIFAR-10's whole test split, as the published figures are."""
-    return bool(table.provenance["dataset"]["sha256"] == CIFAR10_FINGERPRINTS["test"])
-
-
-def row_title(name: str, cifar10: bool) -> str:
-    """Return how a row is called where the images are those of CIFAR-10's test split, or are not."""
-    return name if cifar10 or name != CLEAN else "Clean"
-
-
 def measured(releases: Releases, study: str = "") -> dict[str, Table]:
     """Return the stored tables of the twenty rows, or of `study`, by release; of those that there are.
 
@@ -67,9 +56,10 @@ def measured(releases: Releases, study: str = "") -> dict[str, Table]:
     return {release.name: table for release, table in found}
 
 
-def all_on_cifar10(releases: Releases) -> bool:
-    """Tell whether whatever was measured of `releases` was measured on CIFAR-10's whole test split."""
-    return all(map(on_cifar10, measured(releases).values()))
+def row_titles(releases: Releases) -> Callable[[str], str]:
+    """Return what tells how a row is called in a text on the images that `releases` were measured on."""
+    first = next(iter(measured(releases).values()), None)
+    return str if first is None else first.title
 
 
 def records(releases: Releases, study: str) -> dict[str, dict[str, Any]]:
@@ -83,7 +73,7 @@ def published_beside(releases: Releases) -> dict[str, dict[str, float]]:
     return {
         name: published(column)
         for name, table in measured(releases).items()
-        if (column := releases[name].published) is not None and on_cifar10(table)
+        if (column := releases[name].published) is not None and is_cifar10(table.provenance["dataset"], "test")
     }
 
 
@@ -117,7 +107,7 @@ def results_table(releases: Releases) -> str:
     for name in tables:
         columns += [name, f"published {name}"] if name in figures else [name]
     columns += [f"{tuned} − {base}" for base, tuned in changes]
-    rows, cifar10 = {}, all_on_cifar10(releases)
+    rows, title = {}, row_titles(releases)
     for name in (row.name for row in ROWS):
         found = {release: table.row(name) for release, table in tables.items()}
         cells = []
@@ -125,13 +115,13 @@ def results_table(releases: Releases) -> str:
             cells.append(_accuracy(row, bold=len(tables) > 1 and release == list(tables)[-1]))
             cells += [f"{figures[release][name]:.2f}"] if release in figures else []
         cells += [_change(found[base], found[tuned]) for base, tuned in changes]
-        rows[row_title(name, cifar10)] = cells
+        rows[title(name)] = cells
     return markdown_table("perturbation", columns, rows)
 
 
-def definitions_table(cifar10: bool = True) -> str:
-    """Return what each of the twenty rows does to an image."""
-    lines = [f"| {row_title(row.name, cifar10)} | {row.definition} |" for row in ROWS]
+def definitions_table(title: Callable[[str], str] = str) -> str:
+    """Return what each of the twenty rows does to an image; `title` tells how a row is called."""
+    lines = [f"| {title(row.name)} | {row.definition} |" for row in ROWS]
     return "\n".join(["| row | operator |", "|---|---|", *lines])
 
 
@@ -192,8 +182,10 @@ def seeds_table(release: Release) -> str | None:
     rows = {}
     for name in (row.name for row in ROWS):
         values = [table.row(name).accuracy for _, table in runs]
-        title = row_title(name, all(on_cifar10(table) for _, table in runs))
-        rows[title] = [*(f"{value:.2f}" for value in values), f"{mean(values):.2f} ± {stdev(values):.2f}"]
+        rows[runs[0][1].title(name)] = [
+            *(f"{value:.2f}" for value in values),
+            f"{mean(values):.2f} ± {stdev(values):.2f}",
+        ]
     return markdown_table("perturbation", [*titles, "mean ± std"], rows)
 
 
@@ -233,10 +225,10 @@ def calibration_table(releases: Releases) -> str | None:
     scores = {name: record["rows"] for name, record in records(releases, "calibration").items()}
     if not scores:
         return None
-    cifar10 = all_on_cifar10(releases)
-    columns = [f"{title} {name}" for title in CALIBRATION_SCORES.values() for name in scores]
+    title = row_titles(releases)
+    columns = [f"{score} {name}" for score in CALIBRATION_SCORES.values() for name in scores]
     rows = {
-        row_title(row.name, cifar10): [
+        title(row.name): [
             f"{of_release[row.name][score]:.3f}" for score in CALIBRATION_SCORES for of_release in scores.values()
         ]
         for row in ROWS

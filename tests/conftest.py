@@ -38,7 +38,7 @@ CAT = ROOT / "examples" / "cat.png"
 @pytest.fixture(autouse=True)
 def _memory_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that a test calls within this process must not change how all later tests get their memory."""
-    for program in ("nula.train.launch", "nula.evaluation.__main__"):
+    for program in ("nula.train.launch", "nula.evaluation.command"):
         monkeypatch.setattr(f"{program}.keep_memory", lambda device: None)
 
 

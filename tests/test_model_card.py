@@ -10,13 +10,14 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from nula.data import CIFAR10_FINGERPRINTS, Split
-from nula.evaluation.studies import ALPHAS, INTERPOLATED, MEASURED_ANEW, PATH_CONDITIONS, path_row
+from nula.data import Split
+from nula.evaluation.studies.basin import ALPHAS, INTERPOLATED, MEASURED_ANEW, PATH_CONDITIONS, path_row
 from nula.model_card import figures, tables
 from nula.model_card.figures import PICTURES
 from nula.model_card.limits import limits
 from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES
 from nula.perturbations.suite import ROWS
+from nula.records.cifar10 import CIFAR10_FINGERPRINTS
 from nula.records.release import Release, Results
 from nula.records.table import Table
 
