@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime
@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from nula.benchmarks.timing import interleaved, machine
 from nula.data import SIDE, DataSource, add_data_arguments
-from nula.evaluation.classifiers import load_classifier
-from nula.publishing.export import export_onnx, export_program
+from nula.evaluation.classifiers import OnnxModel
+from nula.publishing.export import write_forms
 from nula.records.provenance import command_again
 from nula.records.weights import weights_sha256
 
@@ -32,30 +32,21 @@ MODEL = "the model itself"
 Form = Callable[[torch.Tensor], torch.Tensor]  # pixels (B, 3, 32, 32) in [0, 1] to logits (B, 10)
 
 
-def build_forms(model: str, names: Sequence[str], folder: Path) -> tuple[dict[str, Form], dict[str, int]]:
-    """Make every form, with logits of the classes `names`; return them and their bytes. Files go to `folder`."""
-    classifier = load_classifier(model, names, torch.device("cpu"))
-    program = export_program(classifier, folder / "nula.pt2")
-    export_onnx(program, names, folder / "nula.onnx")
+def build_forms(model: str, folder: Path) -> tuple[dict[str, Form], dict[str, int]]:
+    """Every form, and its bytes; files are written to `folder`."""
+    classifier = write_forms(model, folder)
     quantize_dynamic(folder / "nula.onnx", folder / "int8.onnx")
     half = copy.deepcopy(classifier).to(torch.bfloat16)
     forms = {
         MODEL: classifier,
         "torch.export": torch.export.load(folder / "nula.pt2").module(),
-        "ONNX": of_onnx(folder / "nula.onnx"),
-        "ONNX, weights of 8 bits (dynamic)": of_onnx(folder / "int8.onnx"),
+        "ONNX": OnnxModel(folder / "nula.onnx"),
+        "ONNX, weights of 8 bits (dynamic)": OnnxModel(folder / "int8.onnx"),
         "bfloat16": lambda pixels: half(pixels.to(torch.bfloat16)).float(),
     }
     parameters = sum(tensor.nbytes for tensor in classifier.state_dict().values())
     files = [(folder / file).stat().st_size for file in ("nula.pt2", "nula.onnx", "int8.onnx")]
     return forms, dict(zip(forms, [parameters, *files, parameters // 2]))
-
-
-def of_onnx(file: Path) -> Form:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return lambda pixels: torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
 
 
 @torch.inference_mode()
@@ -74,7 +65,7 @@ def main() -> None:
     data = DataSource.of(arguments).test(SIDE)
     pixels = data.images.permute(0, 3, 1, 2).float() / 255
     with tempfile.TemporaryDirectory() as folder:
-        forms, sizes = build_forms(arguments.model, data.names, Path(folder))
+        forms, sizes = build_forms(arguments.model, Path(folder))
         few = pixels[:IMAGES]
         seconds = {}
         for batch_size in BATCH_SIZES:

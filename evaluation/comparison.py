@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 
 from nula.records.statistics import flips, mcnemar_p
-from nula.records.table import Table
+from nula.records.table import Table, row_title
 
 
 def check_comparable(tables: Sequence[Table]) -> None:
@@ -24,7 +24,7 @@ def comparison_lines(a: Table, b: Table) -> list[str]:
     """
     check_comparable([a, b])
     return [
-        f"{a.title(first.name):<34} {second.accuracy - first.accuracy:+6.2f}   "
+        f"{row_title(first.name, a.of_cifar10):<34} {second.accuracy - first.accuracy:+6.2f}   "
         f"p = {mcnemar_p(first.right, second.right):.2g}   {len(flips(first.predictions, second.predictions))} flips"
         for first, second in zip(a, b)
     ]
@@ -60,5 +60,8 @@ def as_markdown(tables: Mapping[str, Table]) -> str:
 def _cells(tables: Mapping[str, Table]) -> list[tuple[str, int, list[float]]]:
     """(title, seed, accuracy in percent of each table) of every row."""
     check_comparable(list(tables.values()))
-    first = next(iter(tables.values()))
-    return [(first.title(rows[0].name), rows[0].seed, [row.accuracy for row in rows]) for rows in zip(*tables.values())]
+    of_cifar10 = next(iter(tables.values())).of_cifar10
+    return [
+        (row_title(rows[0].name, of_cifar10), rows[0].seed, [row.accuracy for row in rows])
+        for rows in zip(*tables.values())
+    ]

@@ -37,6 +37,8 @@ def correct_draws(table: Table, sigma: float = SIGMA) -> np.ndarray:
     Raises:
         ValueError: the table has no realisation at `sigma`.
     """
+    if row_name(sigma) not in table.rows:
+        raise ValueError(f"no realisation at σ = {sigma}; the table has {sorted(set(table.rows))}.")
     return np.stack([row.right for row in table.realisations(row_name(sigma))])
 
 

@@ -22,7 +22,7 @@ from nula.evaluation.comparison import comparison_lines
 from nula.evaluation.measuring import Measurement, evaluate, partial_folder
 from nula.perturbations.suite import DEFINITIONS_VERSION
 from nula.records.provenance import command_again, library_versions, public_argument
-from nula.records.table import Table
+from nula.records.table import Table, row_title
 
 AfterTable = Callable[[PixelClassifier, Table, Path], None]  # what else is left in the folder of a table
 
@@ -137,7 +137,7 @@ def print_accuracies(table: Table) -> None:
     for row in table:
         low, high = row.interval()
         told = f"{row.accuracy:6.2f} %   95 % in {low:.2f} to {high:.2f}"
-        print(f"{table.title(row.name):<34} seed {row.seed:<3} {told}")
+        print(f"{row_title(row.name, table.of_cifar10):<34} seed {row.seed:<3} {told}")
 
 
 def save_json(result: dict[str, Any], provenance: dict[str, Any], file: Path) -> None:

@@ -22,6 +22,7 @@ from nula.evaluation.null_space import STEPS
 from nula.model_card.figures import PICTURES
 from nula.model_card.limits import limits
 from nula.model_card.tables import (
+    all_on_cifar10,
     attacks_table,
     calibration_table,
     compared_pair,
@@ -31,7 +32,6 @@ from nula.model_card.tables import (
     published_beside,
     published_pair,
     results_table,
-    row_titles,
     seeds_table,
     training_speed,
     training_times,
@@ -41,7 +41,7 @@ from nula.records.cifar10 import CIFAR10, is_cifar10
 from nula.records.provenance import training_command, without_options
 from nula.records.release import Release, Releases, drawn_from, load_releases, named, weights_behind
 from nula.records.statistics import BINS
-from nula.records.table import Table
+from nula.records.table import Table, row_title
 
 WIDGET_CLASSES = 3  # examples in the widget, each of another class
 PARENT_OPTION = "--v0"  # of the script that fine-tunes, as commands in training.json have it
@@ -139,7 +139,7 @@ def metadata(release: Release, name: str, base: str) -> ModelCardData:
                 dataset_name=dataset_title(measured_on),
                 dataset_split=measured_on["split"],
                 metric_type="accuracy",
-                metric_name=table.title(row),
+                metric_name=row_title(row, table.of_cifar10),
                 metric_value=round(accuracy, 2),
             )
             for row, accuracy in table.accuracies().items()
@@ -192,7 +192,7 @@ def _results_section(releases: Releases, release: Release) -> dict[str, Any]:
         "calibration": calibration_table(releases),
         "bins": BINS,
         "claims": claims(releases),
-        "definitions": definitions_table(row_titles(releases)),
+        "definitions": definitions_table(all_on_cifar10(releases)),
         "limits": limits(release.results),
         "pictures": {file.stem: caption for file, caption in pictures(releases).items()},
     }
@@ -234,7 +234,7 @@ def with_tables(readme: str, releases: Releases, compatibility: Mapping[str, Any
     """
     derived = {
         "results": f"{results_table(releases)}\n\n{training_times(releases)}",
-        "definitions": definitions_table(row_titles(releases)),
+        "definitions": definitions_table(all_on_cifar10(releases)),
         "compatibility": compatibility_table(compatibility, releases),
     }
     for name, text in derived.items():

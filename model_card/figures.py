@@ -17,11 +17,12 @@ import torch
 from nula.data import DataSource, Split, add_data_arguments
 from nula.evaluation.monte_carlo import gap
 from nula.evaluation.studies.basin import ALPHAS, INTERPOLATED, MEASURED_ANEW, PATH_CONDITIONS, path_row
-from nula.model_card.tables import compared_pair, compared_tables, measured, records, row_titles
+from nula.model_card.tables import compared_pair, compared_tables, measured, records
 from nula.perturbations.suite import ROWS
+from nula.records.cifar10 import is_cifar10
 from nula.records.release import PNG_KEY, Release, Releases, drawn_from, load_releases
 from nula.records.statistics import confusion_matrix, flips, mean_interval
-from nula.records.table import CLEAN, Row
+from nula.records.table import CLEAN, Row, row_title
 
 if TYPE_CHECKING:  # cards name the pictures, and do without matplotlib
     from matplotlib.axes import Axes
@@ -62,7 +63,7 @@ def table(releases: Releases, data: Split) -> "Figure | None":
         low, middle, high = _intervals([stored.row(row) for row in rows])
         style = {"color": releases[name].color, "fmt": "o", "markersize": 4, "capsize": 2}
         axes.errorbar(middle, places, xerr=(middle - low, high - middle), label=name, **style)
-    axes.set_yticks(np.arange(len(rows))[::-1], [stored.title(row) for row in rows])
+    axes.set_yticks(np.arange(len(rows))[::-1], [row_title(row, stored.of_cifar10) for row in rows])
     axes.grid(axis="y", linewidth=0.4)
     axes.set(xlabel=f"accuracy in percent on {len(stored.labels):,} test images, 95 % intervals")
     axes.legend(loc="upper left", framealpha=1, edgecolor="none")
@@ -229,9 +230,10 @@ def perturbations(releases: Releases, data: Split) -> "Figure":
     """Draw the first test image under every row of the table."""
     figure = _sheet(7.4)
     pixels = data.images[0].permute(2, 0, 1).unsqueeze(0).float() / 255
-    title = row_titles(releases)
+    cifar10 = is_cifar10({"sha256": data.fingerprint}, "test")
     for axes, row in zip(figure.subplots(4, 5).flat, ROWS):
-        _show(axes, row.apply(pixels, torch.Generator().manual_seed(0))[0], textwrap.fill(title(row.name), 22))
+        title = textwrap.fill(row_title(row.name, cifar10), 22)
+        _show(axes, row.apply(pixels, torch.Generator().manual_seed(0))[0], title)
     return figure
 
 

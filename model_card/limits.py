@@ -8,7 +8,7 @@ import numpy as np
 from nula.evaluation.null_space import PROJECTIONS, within_bounds
 from nula.records.release import Results
 from nula.records.statistics import class_accuracies, confusion_matrix
-from nula.records.table import CLEAN, Table
+from nula.records.table import CLEAN, Table, row_title
 
 
 def limits(results: Results) -> list[str]:
@@ -20,20 +20,20 @@ def limits(results: Results) -> list[str]:
     table = results.table()
     if table is None:
         raise ValueError(f"{results.folder} holds no table of the twenty rows.")
-    accuracies = table.accuracies()
+    cifar10, accuracies = table.of_cifar10, table.accuracies()
     worst = sorted(accuracies, key=accuracies.__getitem__)[:3]
-    told = (f"{table.title(row)} ({accuracies[row]:.2f} %)" for row in worst)
+    told = (f"{row_title(row, cifar10)} ({accuracies[row]:.2f} %)" for row in worst)
     found = [f"The worst rows: {', '.join(told)}."]
     found += [of_classes(table, row) for row in dict.fromkeys((CLEAN, worst[0]))]
     scores, attacked = results.record("calibration"), results.table("null_space")
     if scores is not None:
-        found.append(of_confidence(scores["rows"], table.title(CLEAN)))
+        found.append(of_confidence(scores["rows"], cifar10))
     return found if attacked is None else [*found, of_attacks(attacked.accuracies())]
 
 
 def of_classes(table: Table, name: str) -> str:
     """Return the three classes that are called right least often in the row `name`, and the commonest error."""
-    row, classes, title = table.row(name), table.classes, table.title(name)
+    row, classes, title = table.row(name), table.classes, row_title(name, table.of_cifar10)
     shares = 100 * class_accuracies(row.labels, row.predictions, len(classes))
     present = [index for index in shares.argsort()[:3] if not np.isnan(shares[index])]
     worst = ", ".join(f"{classes[index]} ({shares[index]:.1f} %)" for index in present)
@@ -49,14 +49,14 @@ def of_classes(table: Table, name: str) -> str:
     )
 
 
-def of_confidence(rows: Mapping[str, Mapping[str, Any]], clean: str) -> str:
-    """Return how far the scores are from probabilities, clean, which is called `clean`, and at worst."""
+def of_confidence(rows: Mapping[str, Mapping[str, Any]], cifar10: bool = True) -> str:
+    """Return how far the scores are from probabilities, clean and at worst."""
     errors = {row: 100 * scores["expected_calibration_error"] for row, scores in rows.items()}
     worst = max(errors, key=errors.__getitem__)
     at_worst = "" if worst == CLEAN else f" and {errors[worst]:.1f} under {worst}"
     return (
         "The scores are not calibrated probabilities: confidence and accuracy are "
-        f"{errors[CLEAN]:.1f} points apart under {clean}{at_worst} (expected calibration error)."
+        f"{errors[CLEAN]:.1f} points apart under {row_title(CLEAN, cifar10)}{at_worst} (expected calibration error)."
     )
 
 

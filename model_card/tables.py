@@ -1,7 +1,7 @@
 """The tables of the model cards and of the README, as markdown, of the releases that they are given."""
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from itertools import groupby
 from statistics import mean, stdev
@@ -11,11 +11,10 @@ import numpy as np
 
 from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES
 from nula.perturbations.suite import ROWS
-from nula.records.cifar10 import is_cifar10
 from nula.records.provenance import speed_of
 from nula.records.release import Release, Releases, pairs
 from nula.records.statistics import mean_interval
-from nula.records.table import Row, Table
+from nula.records.table import Row, Table, row_title
 
 CALIBRATION_SCORES = {
     "expected_calibration_error": "ECE",
@@ -56,10 +55,9 @@ def measured(releases: Releases, study: str = "") -> dict[str, Table]:
     return {release.name: table for release, table in found}
 
 
-def row_titles(releases: Releases) -> Callable[[str], str]:
-    """Return what tells how a row is called in a text on the images that `releases` were measured on."""
-    first = next(iter(measured(releases).values()), None)
-    return str if first is None else first.title
+def all_on_cifar10(releases: Releases) -> bool:
+    """Tell whether whatever was measured of `releases` was measured on CIFAR-10's whole test split."""
+    return all(table.of_cifar10 for table in measured(releases).values())
 
 
 def records(releases: Releases, study: str) -> dict[str, dict[str, Any]]:
@@ -73,7 +71,7 @@ def published_beside(releases: Releases) -> dict[str, dict[str, float]]:
     return {
         name: published(column)
         for name, table in measured(releases).items()
-        if (column := releases[name].published) is not None and is_cifar10(table.provenance["dataset"], "test")
+        if (column := releases[name].published) is not None and table.of_cifar10
     }
 
 
@@ -107,7 +105,7 @@ def results_table(releases: Releases) -> str:
     for name in tables:
         columns += [name, f"published {name}"] if name in figures else [name]
     columns += [f"{tuned} − {base}" for base, tuned in changes]
-    rows, title = {}, row_titles(releases)
+    rows, cifar10 = {}, all_on_cifar10(releases)
     for name in (row.name for row in ROWS):
         found = {release: table.row(name) for release, table in tables.items()}
         cells = []
@@ -115,13 +113,13 @@ def results_table(releases: Releases) -> str:
             cells.append(_accuracy(row, bold=len(tables) > 1 and release == list(tables)[-1]))
             cells += [f"{figures[release][name]:.2f}"] if release in figures else []
         cells += [_change(found[base], found[tuned]) for base, tuned in changes]
-        rows[title(name)] = cells
+        rows[row_title(name, cifar10)] = cells
     return markdown_table("perturbation", columns, rows)
 
 
-def definitions_table(title: Callable[[str], str] = str) -> str:
-    """Return what each of the twenty rows does to an image; `title` tells how a row is called."""
-    lines = [f"| {title(row.name)} | {row.definition} |" for row in ROWS]
+def definitions_table(cifar10: bool = True) -> str:
+    """Return what each of the twenty rows does to an image."""
+    lines = [f"| {row_title(row.name, cifar10)} | {row.definition} |" for row in ROWS]
     return "\n".join(["| row | operator |", "|---|---|", *lines])
 
 
@@ -182,10 +180,8 @@ def seeds_table(release: Release) -> str | None:
     rows = {}
     for name in (row.name for row in ROWS):
         values = [table.row(name).accuracy for _, table in runs]
-        rows[runs[0][1].title(name)] = [
-            *(f"{value:.2f}" for value in values),
-            f"{mean(values):.2f} ± {stdev(values):.2f}",
-        ]
+        title = row_title(name, all(table.of_cifar10 for _, table in runs))
+        rows[title] = [*(f"{value:.2f}" for value in values), f"{mean(values):.2f} ± {stdev(values):.2f}"]
     return markdown_table("perturbation", [*titles, "mean ± std"], rows)
 
 
@@ -225,10 +221,10 @@ def calibration_table(releases: Releases) -> str | None:
     scores = {name: record["rows"] for name, record in records(releases, "calibration").items()}
     if not scores:
         return None
-    title = row_titles(releases)
-    columns = [f"{score} {name}" for score in CALIBRATION_SCORES.values() for name in scores]
+    cifar10 = all_on_cifar10(releases)
+    columns = [f"{title} {name}" for title in CALIBRATION_SCORES.values() for name in scores]
     rows = {
-        title(row.name): [
+        row_title(row.name, cifar10): [
             f"{of_release[row.name][score]:.3f}" for score in CALIBRATION_SCORES for of_release in scores.values()
         ]
         for row in ROWS

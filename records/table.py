@@ -15,6 +15,11 @@ from nula.records.statistics import wilson_interval
 CLEAN = "Clean (CIFAR-10 Test)"  # the row of unperturbed images, as the published table calls it
 
 
+def row_title(name: str, of_cifar10: bool) -> str:
+    """Return what a row is called in a text: it names CIFAR-10 only where the images are its test split."""
+    return name if of_cifar10 or name != CLEAN else "Clean"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """What a classifier answered to each image under one perturbation.
@@ -97,10 +102,10 @@ class Table:
         """What must agree between results that are compared: hash of the images, version of the definitions."""
         return self.provenance["dataset"]["sha256"], self.provenance["definitions_version"]
 
-    def title(self, name: str) -> str:
-        """Return what the row `name` is called in a text: it names CIFAR-10 only if the images are its test split."""
-        of_cifar10 = is_cifar10(self.provenance.get("dataset", {"sha256": None}), "test")
-        return name if of_cifar10 or name != CLEAN else "Clean"
+    @property
+    def of_cifar10(self) -> bool:
+        """Whether the images are the whole of CIFAR-10's test split, as those of the published figures are."""
+        return is_cifar10(self.provenance.get("dataset", {"sha256": None}), "test")
 
     def same_cells(self, other: "Table") -> bool:
         """Tell whether `other` has the same rows, seeds and labels."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nula.evaluation.studies import corruption_rows
+from nula.evaluation.studies.corruptions import corruption_rows
 from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 
 

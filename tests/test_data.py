@@ -11,8 +11,9 @@ from PIL import Image as PILImage
 
 from nula import data as data_module
 from nula.configuration_nula import CIFAR10_LABELS
-from nula.data import DataSource, Split, is_cifar10, load_split
+from nula.data import DataSource, Split, load_split
 from nula.image_processing_nula import NulaImageProcessor, to_rgb
+from nula.records.cifar10 import is_cifar10
 
 PETS = ("bird", "cat", "dog")
 PHOTOGRAPHS = [photograph(48, 64), photograph(40, 40), photograph(33, 70)]

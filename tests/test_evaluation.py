@@ -20,13 +20,14 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from nula.cli import main
 from nula.configuration_nula import CIFAR10_LABELS
-from nula.evaluation import studies
-from nula.evaluation.__main__ import main
 from nula.evaluation.claims import CLAIMS
-from nula.evaluation.classifiers import load_classifier, preprocessing
+from nula.evaluation.classifiers import load_classifier, of_function
 from nula.evaluation.measuring import evaluate, partial_folder, predict, table_rows
 from nula.evaluation.monte_carlo import correct_draws, gap, noise_rows
+from nula.evaluation.processing import processing_of
+from nula.evaluation.studies import basin, corruptions
 from nula.image_processing_nula import NulaImageProcessor
 from nula.model_card.figures import PICTURES
 from nula.perturbations.suite import ROWS
@@ -44,8 +45,11 @@ from nula.records.table import Table
 from nula.records.weights import load_model, weights_sha256
 
 
-def brightest_channel(pixels: torch.Tensor) -> torch.Tensor:
-    return pixels.mean(dim=(2, 3))  # three "classes"
+def channel_means(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels.mean(dim=(2, 3))
+
+
+brightest_channel = of_function(channel_means, 3)  # three "classes"
 
 
 def test_a_table_is_stored_raw_and_read_again(test_split, tmp_path):
@@ -57,9 +61,9 @@ def test_a_table_is_stored_raw_and_read_again(test_split, tmp_path):
     assert loaded.provenance["forward_seconds"] <= loaded.provenance["seconds"]
     assert np.array_equal(loaded.predictions, table.predictions)
     pixels = test_split.images.permute(0, 3, 1, 2).float() / 255
-    expected = brightest_channel(pixels).argmax(1)
+    expected = channel_means(pixels).argmax(1)
     assert np.array_equal(loaded.predictions[0], expected)
-    np.testing.assert_allclose(loaded.logits[0], brightest_channel(pixels), atol=1e-3)
+    np.testing.assert_allclose(loaded.logits[0], channel_means(pixels), atol=1e-3)
     correct = (expected == test_split.labels).sum().item()
     assert loaded.accuracies()["Clean (CIFAR-10 Test)"] == pytest.approx(100 * correct / 200)
     gray = loaded.predictions[loaded.rows.index("Grayscale (Full Mix)")]
@@ -69,12 +73,13 @@ def test_a_table_is_stored_raw_and_read_again(test_split, tmp_path):
 def test_what_was_measured_before_an_interruption_is_not_measured_again(test_split, tmp_path):
     rows, asked = table_rows(0), []
 
-    def classifier(pixels):
+    def classify(pixels):
         asked.append(len(pixels))
         if len(asked) == 8:
             raise KeyboardInterrupt
-        return brightest_channel(pixels)
+        return channel_means(pixels)
 
+    classifier = of_function(classify, 3)
     arguments = (test_split, rows, Accelerator(cpu=True), {"weights": "x", "date": "today"})
     with pytest.raises(KeyboardInterrupt):
         evaluate(classifier, *arguments, folder=tmp_path)
@@ -87,8 +92,7 @@ def test_what_was_measured_before_an_interruption_is_not_measured_again(test_spl
 
 
 def test_logits_that_are_not_finite_are_refused(test_split):
-    def classifier(pixels):
-        return brightest_channel(pixels) * float("nan")
+    classifier = of_function(lambda pixels: channel_means(pixels) * float("nan"), 3)
 
     with pytest.raises(ValueError, match=r"logits under Clean \(CIFAR-10 Test\) are not all finite"):
         evaluate(classifier, test_split, table_rows(0), Accelerator(cpu=True), {})
@@ -98,7 +102,7 @@ def test_two_processes_count_as_one(tmp_path, tiny_folder):
     """Blocks of 64 images, of which the last is shorter: 200 images are four blocks."""
     code = (
         "import sys; from nula.evaluation import measuring; measuring.BLOCK = 64; "
-        "from nula.evaluation.__main__ import main; sys.argv[0] = 'evaluation'; main()"
+        "from nula.cli import main; sys.argv[:1] = ['nula', 'evaluate']; main()"
     )
     (tmp_path / "blocks.py").write_text(code)
     tables = []
@@ -130,12 +134,12 @@ def test_every_command_leaves_results_that_the_claims_are_read_from(
     """All studies of two models on the sample, through the command line, then every picture and claim."""
 
     def call(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["evaluation", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["nula", "evaluate", *map(str, arguments)])
         main()
         return capsys.readouterr().out
 
-    monkeypatch.setattr(studies, "LINE_BATCH", 10)
-    monkeypatch.setattr(studies, "CORRUPTIONS", ("fog",))
+    monkeypatch.setattr(basin, "LINE_BATCH", 10)
+    monkeypatch.setattr(corruptions, "CORRUPTIONS", ("fog",))
     other = load_model(tiny_folder)
     with torch.no_grad():
         other.classifier.weight.add_(0.05 * torch.randn(other.classifier.weight.shape))
@@ -182,7 +186,7 @@ def test_every_command_leaves_results_that_the_claims_are_read_from(
     ],
 )
 def test_too_few_to_tell_a_spread_are_refused(arguments, message, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["evaluation", *arguments])
+    monkeypatch.setattr(sys, "argv", ["nula", "evaluate", *arguments])
     with pytest.raises(SystemExit):
         main()
     assert message in capsys.readouterr().err
@@ -192,7 +196,7 @@ def test_an_interrupted_command_goes_on_after_the_last_finished_row(tiny_folder,
     shutil.copytree(tiny_folder, tmp_path / "other")
     models = ["--model", str(tiny_folder), "--model", str(tmp_path / "other")]
     arguments = ["table", *models, "--dataset", str(SAMPLE), "--output", str(tmp_path / "results"), "--cpu"]
-    monkeypatch.setattr(sys, "argv", ["evaluation", *arguments])
+    monkeypatch.setattr(sys, "argv", ["nula", "evaluate", *arguments])
     rows = []
 
     def counted(*arguments):
@@ -220,7 +224,7 @@ def test_an_interrupted_command_goes_on_after_the_last_finished_row(tiny_folder,
 def test_a_folder_that_is_not_there_is_told_of(name, tmp_path):
     name = name.format(folder=tmp_path)
     with pytest.raises(OSError, match=f"there is no folder {name} here, and as a Hub id it gives: "):
-        load_classifier(name, torch.device("cpu"))
+        load_classifier(name, CIFAR10_LABELS, torch.device("cpu"))
     with pytest.raises(OSError, match=f"there is no folder {name} here, and as a Hub id it gives: "):
         load_model(name)
     with pytest.raises(OSError, match=r"no file named model\.safetensors") as empty:
@@ -262,7 +266,7 @@ def stock_folder(tmp_path_factory):
 
 
 def test_a_stock_classifier_goes_through_the_table(stock_folder, test_split):
-    classifier = load_classifier(str(stock_folder), torch.device("cpu"))
+    classifier = load_classifier(str(stock_folder), CIFAR10_LABELS, torch.device("cpu"))
     table = evaluate(classifier, test_split, table_rows(0), Accelerator(cpu=True), {})
     assert table.predictions.shape == (20, 200)
     model = ResNetForImageClassification.from_pretrained(stock_folder).eval()
@@ -278,7 +282,8 @@ def test_preprocessing_is_the_processors_own(test_split):
     processor = ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.5, resample=2)
     images = test_split.images[:4]
     expected = processor(images.numpy(), return_tensors="pt", input_data_format="channels_last").pixel_values
-    ours = preprocessing(processor)(images.permute(0, 3, 1, 2).float() / 255)
+    processing = processing_of(processor)
+    ours = processing.normalized(processing.resized(images.permute(0, 3, 1, 2).float() / 255))
     assert ours.shape == expected.shape == (4, 3, 64, 64)
     assert (ours - expected).abs().max() < 0.02  # theirs rounds to bytes between resizing and normalising
 
@@ -295,7 +300,7 @@ def test_preprocessing_is_the_processors_own(test_split):
 )
 def test_a_processor_that_does_something_else_is_refused(processor):
     with pytest.raises(ValueError, match="does more than resize"):
-        preprocessing(processor)
+        processing_of(processor)
 
 
 def test_weights_that_do_not_fit_are_refused(stock_folder, tmp_path):
@@ -304,15 +309,15 @@ def test_weights_that_do_not_fit_are_refused(stock_folder, tmp_path):
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier")}
     save_file(kept, tmp_path / "headless" / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="do not fit the model"):
-        load_classifier(str(tmp_path / "headless"), torch.device("cpu"))
+        load_classifier(str(tmp_path / "headless"), CIFAR10_LABELS, torch.device("cpu"))
 
 
 def test_another_number_of_classes_is_refused(tmp_path):
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=3)
     ResNetForImageClassification(config).save_pretrained(tmp_path)
     ViTImageProcessor().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has 3 classes, must have the 10 of CIFAR-10"):
-        load_classifier(str(tmp_path), torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"no class for 'airplane', .*; it has 'LABEL_0', 'LABEL_1', 'LABEL_2'"):
+        load_classifier(str(tmp_path), CIFAR10_LABELS, torch.device("cpu"))
 
 
 def test_wilson_intervals():
@@ -377,7 +382,7 @@ def test_every_realisation_is_another_and_the_same_for_every_model(test_split):
 
     def remember(pixels):
         seen.append(pixels.clone())
-        return brightest_channel(pixels)
+        return channel_means(pixels)
 
     rows = noise_rows(draws=2, sweep=(0.05, 0.1))
     assert [(row.name, row.seed) for row in rows] == [
@@ -386,7 +391,7 @@ def test_every_realisation_is_another_and_the_same_for_every_model(test_split):
         ("Gaussian Noise σ = 0.1", 0),
     ]
     for _ in range(2):
-        table = evaluate(remember, few, rows, Accelerator(cpu=True), {})
+        table = evaluate(of_function(remember, 3), few, rows, Accelerator(cpu=True), {})
     assert torch.equal(seen[0], seen[3])
     assert not torch.equal(seen[0], seen[1])
     clean = few.images.permute(0, 3, 1, 2).float() / 255

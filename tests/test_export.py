@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import ROOT
 
+from nula.cli import main
 from nula.configuration_nula import CIFAR10_LABELS
 from nula.evaluation.classifiers import load_classifier
 from nula.image_processing_nula import normalize
-from nula.publishing.export import main
 from nula.records.weights import load_model
 
 MODEL = str(ROOT / "releases" / "v1")
@@ -23,7 +23,7 @@ MODEL = str(ROOT / "releases" / "v1")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "new"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["nula.publishing.export", "--model", MODEL, "--output", str(folder)])
+        patch.setattr("sys.argv", ["nula", "export", "--model", MODEL, "--output", str(folder)])
         main()
     return folder
 
@@ -33,7 +33,7 @@ def sample(test_split) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels of the test sample in [0, 1], and the model's logits."""
     pixels = test_split.images.permute(0, 3, 1, 2).float() / 255
     with torch.inference_mode():
-        return pixels, load_classifier(MODEL, torch.device("cpu"))(pixels)
+        return pixels, load_classifier(MODEL, None, torch.device("cpu"))(pixels)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 200])
@@ -48,15 +48,15 @@ def test_onnx(exported, sample, batch_size):
 
 
 def test_labels_are_in_the_order_of_the_logits(tiny_folder, tmp_path, monkeypatch):
-    """A model with CIFAR-10's names in another order has its logits in CIFAR-10's order."""
+    """A model with CIFAR-10's names in another order has its logits in its own order."""
     config = json.loads((tiny_folder / "config.json").read_text())
     names = dict(enumerate(reversed(CIFAR10_LABELS)))
     config |= {"id2label": names, "label2id": {name: index for index, name in names.items()}}
     (tiny_folder / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr("sys.argv", ["nula.publishing.export", "--model", str(tiny_folder), "--output", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", ["nula", "export", "--model", str(tiny_folder), "--output", str(tmp_path)])
     main()
     labels = json.loads(onnx.load(tmp_path / "nula.onnx").metadata_props[0].value)
-    assert list(labels.values()) == list(CIFAR10_LABELS)
+    assert list(labels.values()) == list(reversed(CIFAR10_LABELS))
     pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     session = onnxruntime.InferenceSession(tmp_path / "nula.onnx", providers=["CPUExecutionProvider"])
     given = session.run(["logits"], {"pixels": pixels.numpy()})[0].argmax(axis=1)
@@ -76,7 +76,7 @@ def test_torch_export(exported, sample, batch_size):
 
 def test_a_model_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "sys.argv", ["nula.publishing.export", "--model", str(tmp_path / "none"), "--output", str(tmp_path / "to")]
+        "sys.argv", ["nula", "export", "--model", str(tmp_path / "none"), "--output", str(tmp_path / "to")]
     )
     with pytest.raises(SystemExit, match=r"error: there is no folder .*none here"):
         main()

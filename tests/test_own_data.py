@@ -17,10 +17,11 @@ from PIL import Image
 from test_training import known_speed, multiply_adds_of
 
 from nula.configuration_nula import CIFAR10_LABELS
-from nula.data import CIFAR10_FINGERPRINTS, DataSource, Split, load_split
+from nula.data import DataSource, Split, load_split
 from nula.image_processing_nula import NulaImageProcessor
 from nula.modeling_nula import NulaForImageClassification
 from nula.pipeline_nula import NulaImageClassificationPipeline
+from nula.records.cifar10 import CIFAR10_FINGERPRINTS
 from nula.records.release import Release, load_releases
 from nula.records.weights import load_model, weights_sha256
 from nula.train import finetune_v1, train_v0
@@ -29,7 +30,7 @@ from nula.train.launch import train_version
 from nula.train.recipe import V0, V1, Version
 from nula.train.record import RunInputs, TrainingData, release_of
 from nula.train.run import RunSettings
-from nula.train.start import FromWeights, Parent, Start, match_classes, release_name
+from nula.train.start import FromWeights, Parent, Start, head_order, release_name
 
 PETS = ("cat", "dog", "horse")
 EACH = 44  # images of a class: four steps of 32 are one epoch
@@ -202,7 +203,7 @@ def test_the_head_follows_the_order_of_the_data(tiny_folder, pixels):
     ],
 )
 def test_classes_are_matched_case_and_separators_aside(names, known, order):
-    assert match_classes(names, known) == order
+    assert head_order(names, known) == order
 
 
 @pytest.mark.parametrize("side", [16, 17, 33, 49])

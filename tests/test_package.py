@@ -29,7 +29,7 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
     assert "nula/model_card/template.md" in names
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import nula.modeling_nula as m, nula.evaluation.__main__, nula.train.launch, nula.model_card.tables as c\n"
+        "import nula.modeling_nula as m, nula.evaluation.command, nula.train.launch, nula.model_card.tables as c\n"
         "from nula.configuration_nula import NulaConfig\n"
         "assert m.__file__.startswith(sys.argv[1]), m.__file__\n"
         "m.NulaForImageClassification(NulaConfig()); print(c.published('published_v1')['Clean (CIFAR-10 Test)'])"

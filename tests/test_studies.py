@@ -8,12 +8,16 @@ from scipy.stats import norm
 from torch import nn
 from torch.nn import functional as F
 
-from nula.evaluation import studies
+from nula.configuration_nula import CIFAR10_LABELS
 from nula.evaluation.classifiers import load_classifier
 from nula.evaluation.curvature import loss_hessian, power_iteration, spectrum_ends
 from nula.evaluation.interpolation import interpolate, shape_along, with_new_statistics
 from nula.evaluation.jacobian import jacobian_norms, require_evaluation_mode
 from nula.evaluation.null_space import PROJECTIONS, attack
+from nula.evaluation.studies import basin, certified
+from nula.evaluation.studies.curvature import curvature
+from nula.evaluation.studies.null_space import null_space_table
+from nula.evaluation.studies.sensitivity import sensitivity
 from nula.perturbations.sampling import decimate, resize
 
 
@@ -25,7 +29,7 @@ def linear() -> nn.Sequential:
 
 @pytest.fixture
 def classifier(tiny_folder):
-    return load_classifier(str(tiny_folder), torch.device("cpu"))
+    return load_classifier(str(tiny_folder), CIFAR10_LABELS, torch.device("cpu"))
 
 
 def test_the_jacobian_of_a_linear_model_is_its_weight(linear, pixels):
@@ -90,7 +94,7 @@ def test_power_iteration_says_that_it_did_not_converge():
 
 
 def test_interpolation_mixes_parameters_and_statistics(classifier, tiny_folder):
-    end = load_classifier(str(tiny_folder), torch.device("cpu"))
+    end = load_classifier(str(tiny_folder), CIFAR10_LABELS, torch.device("cpu"))
     with torch.no_grad():
         for tensor in (*end.parameters(), *(b for b in end.buffers() if b.is_floating_point())):
             tensor.add_(1.0)
@@ -187,17 +191,17 @@ def test_the_box_projection_is_the_nearest_point():
 
 def test_the_studies_run_on_small_models(classifier, linear, test_split):
     few, device = test_split.first(20), torch.device("cpu")
-    norms = studies.sensitivity(classifier, few, device, (0.0, 0.1))["norms"]
+    norms = sensitivity(classifier, few, device, (0.0, 0.1))["norms"]
     assert {sigma: len(values) for sigma, values in norms.items()} == {"0.0": 20, "0.1": 20}
     assert norms["0.0"] != norms["0.1"]
-    eigenvalues = studies.curvature(classifier, few, device, (0.0,), subsets=2)["eigenvalues"]["0.0"]
+    eigenvalues = curvature(classifier, few, device, (0.0,), subsets=2)["eigenvalues"]["0.0"]
     assert len(eigenvalues) == 2
     for one in eigenvalues:
         assert one["lanczos"]["smallest"] - 1e-2 <= one["power_iteration"]["eigenvalue"]
         assert one["lanczos"]["largest"] >= one["power_iteration"]["eigenvalue"] - 1e-2
     with pytest.raises(ValueError, match="20 images cannot be cut into 3 equal subsets"):
-        studies.curvature(classifier, few, device, (0.0,), subsets=3)
-    table = studies.null_space_table(linear, few, device, {})
+        curvature(classifier, few, device, (0.0,), subsets=3)
+    table = null_space_table(linear, few, device, {})
     assert table.rows[:4] == ("clean", "free ε = 2/255", "free ε = 4/255", "free ε = 8/255")
     assert table.predictions.shape == (10, 20)
     right = dict(zip(table.rows, (table.predictions == table.labels).sum(axis=1)))
@@ -208,22 +212,22 @@ def test_the_studies_run_on_small_models(classifier, linear, test_split):
 
 def test_the_basin_is_measured_from_start_to_end(classifier, test_split, train_split, tiny_folder, monkeypatch):
     few, device = test_split.first(20), torch.device("cpu")
-    end = load_classifier(str(tiny_folder), device)
+    end = load_classifier(str(tiny_folder), CIFAR10_LABELS, device)
     with torch.no_grad():
         end.model.classifier.weight.add_(1e-3 * torch.randn(end.model.classifier.weight.shape))
         end.model.nula.stages[0].widening.normalization.running_mean.add_(1.0)  # not part of Δθ
-    monkeypatch.setattr(studies, "LINE_BATCH", 10)
-    path = studies.path_table(classifier, end, few, train_split.first(20).images, device, {})
+    monkeypatch.setattr(basin, "LINE_BATCH", 10)
+    path = basin.path_table((classifier, end), few, train_split.first(20), device, {})
     assert path.predictions.shape == (9 * 2 * 3, 20)
     clean = few.images.permute(0, 3, 1, 2).float() / 255
     for alpha, model in ((0.0, classifier), (1.0, end)):
-        row = path.rows.index(studies.path_row(studies.CLEAN, studies.INTERPOLATED, alpha))
+        row = path.rows.index(basin.path_row(basin.UNPERTURBED, basin.INTERPOLATED, alpha))
         assert path.predictions[row].tolist() == model(clean).argmax(dim=1).tolist()
-    renewed = path.rows.index(studies.path_row(studies.CLEAN, studies.MEASURED_ANEW, 0.0))
+    renewed = path.rows.index(basin.path_row(basin.UNPERTURBED, basin.MEASURED_ANEW, 0.0))
     model = with_new_statistics(classifier, train_split.first(20).images.permute(0, 3, 1, 2).float() / 255)
     assert path.predictions[renewed].tolist() == model(clean).argmax(dim=1).tolist()
-    result = studies.shapes(classifier, end, few, device)
-    assert set(result["shapes"]) == set(studies.OPERATORS)
+    result = basin.shapes(classifier, end, few, device)
+    assert set(result["shapes"]) == set(basin.CONDITIONS)
     for shape in result["shapes"].values():
         changes = np.array(shape["loss"]["end"]) - np.array(shape["loss"]["start"])
         predicted = np.array(shape["slopes"]) + np.array(shape["curvatures"]) / 2
@@ -232,9 +236,9 @@ def test_the_basin_is_measured_from_start_to_end(classifier, test_split, train_s
 
 
 def test_what_is_certified_is_kept_for_each_image(classifier, test_split, monkeypatch):
-    monkeypatch.setattr(studies, "CERTIFIED_SIGMAS", (0.01, 0.5))
+    monkeypatch.setattr(certified, "CERTIFIED_SIGMAS", (0.01, 0.5))
     data = test_split.first(3)
-    result = studies.certified(classifier, data, torch.device("cpu"), draws=50, confidence=0.99)
+    result = certified.certified(classifier, data, torch.device("cpu"), draws=50, confidence=0.99)
     assert result["truth"] == data.labels.tolist()
     for sigma, found in result["certificates"].items():
         for label, bound, radius in zip(found["labels"], found["bounds"], found["radii"], strict=True):
@@ -244,4 +248,4 @@ def test_what_is_certified_is_kept_for_each_image(classifier, test_split, monkey
     weak = result["certificates"]["0.01"]["labels"]
     assert any(label is not None for label in weak)
     assert all(label in (None, answer) for label, answer in zip(weak, plain))
-    assert result == studies.certified(classifier, data, torch.device("cpu"), draws=50, confidence=0.99)
+    assert result == certified.certified(classifier, data, torch.device("cpu"), draws=50, confidence=0.99)

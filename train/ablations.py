@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from nula.data import CIFAR10
 from nula.model_card.tables import markdown_table
+from nula.records.cifar10 import CIFAR10
 from nula.records.table import Table
 from nula.train.net import ARCHITECTURE
 

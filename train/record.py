@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from nula.data import CIFAR10_FINGERPRINTS, SIDE, DataSource, Split
+from nula.data import SIDE, DataSource, Split
+from nula.records.cifar10 import is_cifar10
 from nula.records.provenance import command_again, device_name, library_versions, public_argument
 from nula.records.release import Release, Results
 from nula.records.weights import weights_sha256
@@ -59,7 +60,7 @@ class RunInputs:
     def is_as_published(self) -> bool:
         """Whether it is the whole of the version's recipe on the training images of CIFAR-10."""
         whole = not self.changed_fields and self.settings.max_steps is None
-        return whole and self.data.train.fingerprint == CIFAR10_FINGERPRINTS["train"]
+        return whole and is_cifar10({"sha256": self.data.train.fingerprint}, "train")
 
 
 def training_record(inputs: RunInputs, log: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What a run starts from: a model for the classes of its data, from scratch or from trained weights."""
 
 import argparse
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nula.configuration_nula import NulaConfig
+from nula.evaluation.classes import places_of
 from nula.modeling_nula import NulaForImageClassification
 from nula.records.release import FILE, Release
 from nula.records.weights import load_model, weights_sha256
@@ -117,23 +117,15 @@ def release_name(source: str) -> str:
     return folder.resolve().name if folder.is_dir() else source.rpartition("/")[2]
 
 
-def match_classes(names: Sequence[str], known: Sequence[str]) -> list[int] | None:
+def head_order(names: Sequence[str], known: Sequence[str]) -> list[int] | None:
     """Return the place among `known` of each of `names`, case and separators aside; None unless all are the same."""
-    if list(names) == list(known):
-        return list(range(len(known)))
-    keys, places = [_key(name) for name in names], {_key(name): place for place, name in enumerate(known)}
-    unambiguous = len(set(keys)) == len(names) and len(places) == len(known)
-    return [places[key] for key in keys] if unambiguous and set(keys) == set(places) else None
-
-
-def _key(name: str) -> str:
-    return re.sub(r"[\W_]", "", name.casefold())
+    return places_of(names, known) if len(names) == len(known) else None
 
 
 def _start_from(model: NulaForImageClassification, parent: Parent, names: Sequence[str]) -> Start:
     """Fit the head of `model` to the classes `names`."""
     known = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    order = match_classes(names, known)
+    order = head_order(names, known)
     if order is None:
         new_head(model, len(names))
         head = NEW

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nula.evaluation import findings as module
+from nula.evaluation import claims as module
 from nula.evaluation.claims import FAILS, HOLDS, UNCLEAR, UNMEASURED, findings
 from nula.evaluation.monte_carlo import row_name
-from nula.evaluation.studies import ALPHAS, INTERPOLATED, MEASURED_ANEW, OPERATORS, PATH_CONDITIONS, path_row
+from nula.evaluation.studies.basin import ALPHAS, CONDITIONS, INTERPOLATED, MEASURED_ANEW, PATH_CONDITIONS, path_row
 from nula.perturbations.suite import ROWS
+from nula.records.release import Results
 from nula.records.table import Table
 
 IMAGES, CLASSES = 400, 10
@@ -102,7 +103,7 @@ def line(folder: Path, changes: dict[str, list[float]], clean: dict[float, int],
     save(folder / "basin", [(row, 0) for row in counts], right, provenance)
 
 
-FLAT = {name: [0.001, -0.001, 0.002, 0.0] for name in OPERATORS}
+FLAT = {name: [0.001, -0.001, 0.002, 0.0] for name in CONDITIONS}
 EFFECTIVE = FLAT | {module.NOISE: [-0.5, -0.51, -0.49, -0.52]}
 
 
@@ -115,7 +116,10 @@ def as_claimed(tmp_path) -> tuple[Path, Path]:
 
 
 def verdicts(v0: Path, v1: Path) -> dict[str, str]:
-    return {measure.__name__: found.verdict for measure, found in zip(module.CLAIMS.values(), findings(v0, v1))}
+    return {
+        measure.__name__: found.verdict
+        for measure, found in zip(module.CLAIMS.values(), findings(Results(v0), Results(v1)))
+    }
 
 
 def test_what_is_as_claimed_holds(as_claimed):
@@ -156,7 +160,7 @@ def test_a_spectrum_that_did_not_converge_shows_nothing(as_claimed, method, valu
     study = json.loads((v1 / "curvature.json").read_text())
     study["eigenvalues"]["0.1"][0][method] = value
     (v1 / "curvature.json").write_text(json.dumps(study))
-    evidence, verdict = module.curvature(v0, v1)
+    evidence, verdict = module.curvature(Results(v0), Results(v1))
     assert f"σ = 0.1, {title}: not converged" in evidence
     assert verdict == UNCLEAR
 
@@ -167,11 +171,11 @@ def test_spectra_are_compared_by_size_and_of_the_same_subsets(as_claimed):
     for part in study["eigenvalues"]["0.1"]:
         part["power_iteration"]["eigenvalue"] = -40.0  # below v0's −10, and four times its size
     (v1 / "curvature.json").write_text(json.dumps(study))
-    assert module.curvature(v0, v1)[1] == FAILS
+    assert module.curvature(Results(v0), Results(v1))[1] == FAILS
     study["eigenvalues"]["0.1"].pop()
     (v1 / "curvature.json").write_text(json.dumps(study))
     with pytest.raises(ValueError, match="different numbers of subsets"):
-        module.curvature(v0, v1)
+        module.curvature(Results(v0), Results(v1))
 
 
 def test_a_line_between_other_models_is_refused(as_claimed):
@@ -179,12 +183,12 @@ def test_a_line_between_other_models_is_refused(as_claimed):
     line(v1, EFFECTIVE, {}, start="another")
     for claim in (module.basin, module.path):
         with pytest.raises(ValueError, match=r"the line in .*v1 is of other weights than the table in .*v0"):
-            claim(v0, v1)
+            claim(Results(v0), Results(v1))
 
 
 def test_a_folder_without_a_table_is_named(as_claimed, tmp_path):
     with pytest.raises(ValueError, match=r"nothing holds no table; give a folder that `table` wrote"):
-        findings(as_claimed[0], tmp_path / "nothing")
+        findings(Results(as_claimed[0]), Results(tmp_path / "nothing"))
 
 
 def test_a_gap_that_differs_between_realisations_has_not_settled(as_claimed):
@@ -192,7 +196,7 @@ def test_a_gap_that_differs_between_realisations_has_not_settled(as_claimed):
     stored = Table.load(v1 / "noise")
     stored.predictions[0, stored.predictions[0] == stored.labels] += 10  # one realisation, in which nothing is right
     stored.save(v1 / "noise")
-    evidence, verdict = module.noise_gap(v0, v1)
+    evidence, verdict = module.noise_gap(Results(v0), Results(v1))
     assert "not every realisation comes to lie within 0.2 points of Δ on" in evidence
     assert verdict == UNCLEAR
 
@@ -202,7 +206,7 @@ def test_trucks_are_counted(as_claimed):
     stored = Table.load(v1)
     stored.predictions[0, stored.labels == 0] = TRUCK
     stored.save(v1)
-    evidence, verdict = module.drift(v0, v1)
+    evidence, verdict = module.drift(Results(v0), Results(v1))
     assert verdict == HOLDS
     assert "0.00 % by v0, 0.50 % by v1 (+0.500 points" in evidence  # every tenth image, under one of twenty rows
 
@@ -213,9 +217,9 @@ def test_flattened_images_decide_who_recovers_weak_evidence(as_claimed):
         stored = Table.load(folder)
         stored.predictions[row, :100] = (stored.labels[:100] + 1) % CLASSES
         stored.save(folder)
-        verdict = module.weak_evidence(v0, v1)[1]
+        verdict = module.weak_evidence(Results(v0), Results(v1))[1]
     assert verdict == HOLDS
-    assert module.weak_evidence(v1, v0)[1] == FAILS
+    assert module.weak_evidence(Results(v1), Results(v0))[1] == FAILS
 
 
 def test_what_was_not_measured_is_said_to_be_so(as_claimed):
@@ -231,12 +235,12 @@ def test_results_of_other_images_are_refused(as_claimed):
     study["provenance"]["dataset"]["sha256"] = "other"
     (v1 / "sensitivity.json").write_text(json.dumps(study))
     with pytest.raises(ValueError, match=r"sensitivity\.json are not of the same images"):
-        findings(v0, v1)
+        findings(Results(v0), Results(v1))
     stored = Table.load(v1 / "noise")
     stored.labels[0] = 5
     stored.save(v1 / "noise")
     with pytest.raises(ValueError, match="not of the same rows, seeds and images"):
-        findings(v0, v1)
+        findings(Results(v0), Results(v1))
 
 
 @pytest.mark.parametrize("field", ["dataset", "definitions_version"])
@@ -246,4 +250,4 @@ def test_tables_of_other_origin_are_refused(field, as_claimed):
     stored.provenance[field] = {"sha256": "other"} if field == "dataset" else 1
     stored.save(v1)
     with pytest.raises(ValueError, match="by the same definitions"):
-        findings(v0, v1)
+        findings(Results(v0), Results(v1))
