@@ -112,7 +112,7 @@ def again(release: Release, base: str) -> str:
     return shlex.join(parts)
 
 
-def dataset_title(dataset: dict[str, Any]) -> str:
+def dataset_title(dataset: Mapping[str, Any]) -> str:
     """Return what the data set of a record is called in a sentence."""
     return "CIFAR-10" if is_cifar10(dataset) else str(dataset["name"])
 
