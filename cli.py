@@ -34,7 +34,8 @@ def sources(paths: Iterable[str], lines: TextIO) -> Iterator[str]:
             yield from sources((line for line in named if line != "-"), lines)
         elif is_folder(path):
             # A folder without images is left to the pipeline, which says so.
-            yield from map(os.fspath, image_files(path) or [path])
+            files = [str(file) for file in image_files(path)]
+            yield from files or [path]
         else:
             yield path
 
@@ -89,12 +90,12 @@ def classify(arguments: argparse.Namespace) -> int:
         return 2
     pipe = NulaImageClassificationPipeline(model=model, image_processor=processor)
     write = arguments.format(sys.stdout)
-    images = sources(arguments.paths, sys.stdin)
+    images: Iterable[str] = sources(arguments.paths, sys.stdin)
     total = None
     if "-" not in arguments.paths:
-        images = list(images)
-        total = len(images)
-    names, failed, count = deque(), 0, 0
+        images = known = list(images)
+        total = len(known)
+    names, failed, count = deque[str](), 0, 0
 
     def noted() -> Iterator[str]:
         for image in images:

@@ -46,18 +46,18 @@ class Split:
         """Make a split of images and labels, and compute their fingerprint."""
         digest = hashlib.sha256()
         if isinstance(images, torch.Tensor):
-            digest.update(images.contiguous().view(-1).numpy())
+            digest.update(images.contiguous().view(-1).numpy().data)
         else:
             for image in images:
                 digest.update(str(tuple(image.shape)).encode())
-                digest.update(image.contiguous().view(-1).numpy())
-        digest.update(labels.contiguous().numpy())
+                digest.update(image.contiguous().view(-1).numpy().data)
+        digest.update(labels.contiguous().numpy().data)
         return cls(images, labels, names, digest.hexdigest())
 
     @property
     def size(self) -> tuple[int, int] | None:
         """(height, width) of every image; None where sizes differ."""
-        return tuple(self.images.shape[1:3]) if isinstance(self.images, torch.Tensor) else None
+        return (self.images.shape[1], self.images.shape[2]) if isinstance(self.images, torch.Tensor) else None
 
     def first(self, count: int) -> "Split":
         """Return the first `count` images.
@@ -188,8 +188,8 @@ class _Images:
     """Images of one size in one array, filled in place; from the first of another size on, each by itself."""
 
     def __init__(self, count: int):
-        self._count, self._array, self._loose = count, np.empty((0, 0, 0, 3), dtype=np.uint8), []
-        self._done = 0
+        self._count, self._done = count, 0
+        self._array, self._loose = np.empty((0, 0, 0, 3), dtype=np.uint8), list[np.ndarray]()
 
     def append(self, image: np.ndarray) -> None:
         if self._done == 0:
@@ -291,7 +291,8 @@ def _check_memory(encoded: "Dataset", column: str, image_size: int | None, where
     else:
         areas = []
         for index in np.linspace(0, len(encoded) - 1, min(MEASURED, len(encoded))).astype(int).tolist():
-            areas.append(_area(encoded[index][column]))
+            source = encoded[index][column]
+            areas.append(0 if source is None else _area(source))
         each = 3 * float(np.mean(areas))
     needed, free = each * len(encoded), psutil.virtual_memory().available
     if needed > free:
@@ -301,10 +302,10 @@ def _check_memory(encoded: "Dataset", column: str, image_size: int | None, where
         )
 
 
-def _area(source: dict[str, Any] | None) -> int:
+def _area(source: dict[str, Any]) -> int:
     """Pixels of an image as its header tells; 0 where it cannot be read, of which decoding tells more."""
     try:
         with PILImage.open(source["path"] if source["bytes"] is None else io.BytesIO(source["bytes"])) as image:
             return image.width * image.height
-    except (OSError, SyntaxError, ValueError, TypeError, struct.error):
+    except (OSError, SyntaxError, ValueError, struct.error):
         return 0

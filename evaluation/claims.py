@@ -170,7 +170,7 @@ def dominant_sizes(v0: Results, v1: Results) -> Sizes:
     """By σ and method, |λ| of the dominant eigenvalue for v0 and v1, one a subset; None where one did not converge."""
     first, second = (study["eigenvalues"] for study in paired_records(v0, v1, "curvature"))
 
-    def sizes(parts: list[dict], method: str) -> np.ndarray | None:
+    def sizes(parts: list[dict[str, Any]], method: str) -> np.ndarray | None:
         if method == "power iteration":
             found = [part["power_iteration"] for part in parts]
             return np.abs([one["eigenvalue"] for one in found]) if all(one["converged"] for one in found) else None
@@ -224,10 +224,10 @@ def steadiness(v0: Results, v1: Results) -> Evidence:
 @of_claim("above all at higher noise")
 def curvature_with_noise(v0: Results, v1: Results) -> Evidence:
     found = dominant_sizes(v0, v1)
-    ends = [found[sigma]["Lanczos"] for sigma in (min(found, key=float), max(found, key=float))]
-    if None in ends:
+    least, most = (found[sigma]["Lanczos"] for sigma in (min(found, key=float), max(found, key=float)))
+    if least is None or most is None:
         return "not converged", UNCLEAR
-    (a, b), (noisy_a, noisy_b) = ends
+    (a, b), (noisy_a, noisy_b) = least, most
     mean, low, high = mean_interval(np.log(noisy_a / noisy_b) - np.log(a / b))
     evidence = (
         f"|λ| of v0 is {np.exp(np.log(a / b).mean()):.2f} times v1's at σ = {min(found, key=float)} and "

@@ -20,7 +20,7 @@ from nula.data import SIDE
 from nula.evaluation.classes import ClassMatch, match_classes
 from nula.evaluation.processing import Processing, processing_of
 from nula.image_processing_nula import NulaImageProcessor
-from nula.records.weights import found, load_model, weights_sha256
+from nula.records.weights import class_names, found, load_model, weights_sha256
 
 FUNCTION = re.compile(r"(?P<module>[\w.]+):(?P<name>[\w.]+)")
 AT_DATA, AT_MODEL = "data", "model"  # size at which images are perturbed
@@ -167,7 +167,8 @@ def load_classifier(
         labels = [str(index) for index in range(len(names))]
     match = match_classes(labels if names is None else names, labels, classes)
     classifier = PixelClassifier(loaded, match, perturb_at)
-    return classifier.eval().to(device, memory_format=torch.channels_last)
+    classifier.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch
+    return classifier
 
 
 def of_function(function: Callable[[torch.Tensor], torch.Tensor], classes: int) -> PixelClassifier:
@@ -220,8 +221,7 @@ def _load(model: str) -> Loaded:
         net, processor = load_model(model), NulaImageProcessor.from_pretrained(model)
     else:
         net, processor = load_model(model, AutoModelForImageClassification), AutoImageProcessor.from_pretrained(model)
-    labels = [str(net.config.id2label[index]) for index in range(net.config.num_labels)]
-    return Loaded(net, processing_of(processor), labels, type(net).__name__)
+    return Loaded(net, processing_of(processor), class_names(net), type(net).__name__)
 
 
 def _load_function(model: str) -> Loaded:

@@ -19,7 +19,8 @@ from nula.evaluation.claims import findings
 from nula.evaluation.classifiers import AT_DATA, AT_MODEL
 from nula.evaluation.comparison import as_csv, as_markdown, as_text
 from nula.evaluation.session import Session
-from nula.evaluation.studies import STUDIES, Study
+from nula.evaluation.studies import STUDIES
+from nula.evaluation.studies.study import Study
 from nula.records.release import FILE, Release, Results
 from nula.records.table import Table
 from nula.runtime.launcher import follow_launcher, keep_memory

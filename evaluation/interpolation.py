@@ -72,7 +72,7 @@ def shape_along(
     slopes, curvatures = [], []
     for inputs, labels in batches:
 
-        def value(alpha: torch.Tensor, inputs=inputs, labels=labels) -> torch.Tensor:
+        def value(alpha: torch.Tensor, inputs: torch.Tensor = inputs, labels: torch.Tensor = labels) -> torch.Tensor:
             moved = {name: parameter + alpha * direction[name] for name, parameter in parameters.items()}
             return loss(torch.func.functional_call(model, moved, (inputs,)), labels)
 

@@ -38,7 +38,8 @@ def jacobian_norms(
 
 
 def _norms(classifier: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
-    logits, backward = torch.func.vjp(classifier, pixels)
+    logits, backward = torch.func.vjp(classifier, pixels)[:2]
     basis = torch.eye(logits.shape[1], device=pixels.device, dtype=logits.dtype)
     rows = torch.func.vmap(lambda row: backward(row.expand_as(logits))[0])(basis)  # (classes, B, 3, H, W)
-    return rows.square().sum(dim=(0, 2, 3, 4)).sqrt().detach()
+    norms: torch.Tensor = rows.square().sum(dim=(0, 2, 3, 4)).sqrt().detach()
+    return norms

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from transformers.image_processing_utils import BaseImageProcessor
 
 from nula.image_processing_nula import RESAMPLING, normalize
 
@@ -61,8 +60,8 @@ class Processing:
         return self.resize
 
 
-def processing_of(processor: BaseImageProcessor) -> Processing:
-    """Return what `processor` does, without its rounding to bytes.
+def processing_of(processor: Any) -> Processing:
+    """Return what an image processor of transformers does, without its rounding to bytes.
 
     Raises:
         ValueError: on images of random bytes it does not give what the processor itself gives, but for rounding: the
@@ -85,7 +84,7 @@ def processing_of(processor: BaseImageProcessor) -> Processing:
     return processing
 
 
-def _of_transformers(processor: BaseImageProcessor) -> Processing:
+def _of_transformers(processor: Any) -> Processing:
     resize = _size(processor.size) if getattr(processor, "do_resize", False) else None
     cropped = _size(processor.crop_size) if getattr(processor, "do_center_crop", False) else None
     crop = (cropped, cropped) if isinstance(cropped, int) else cropped
@@ -97,7 +96,7 @@ def _of_transformers(processor: BaseImageProcessor) -> Processing:
     normalized = getattr(processor, "do_normalize", False)
     return Processing(
         resize=resize,
-        mode=RESAMPLING.get(getattr(processor, "resample", None), "bilinear"),
+        mode=RESAMPLING.get(getattr(processor, "resample", Image.Resampling.BILINEAR), "bilinear"),
         crop=crop,
         mean=tuple(processor.image_mean) if normalized else None,
         std=tuple(processor.image_std) if normalized else None,

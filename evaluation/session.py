@@ -114,8 +114,8 @@ class Session:
             classifier = self.classifier(model)
             described = self.provenance(model, classifier, self.test) | (recorded or {})
             folder = output / part
-            options = {"folder": folder, "keep_logits": after is not None}
-            table = evaluate(classifier, self.test, rows, self.accelerator, described, **options)
+            keep = after is not None
+            table = evaluate(classifier, self.test, rows, self.accelerator, described, folder=folder, keep_logits=keep)
             tables.append(table)
             if self.accelerator.is_main_process:
                 if after is not None:

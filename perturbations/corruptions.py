@@ -232,7 +232,8 @@ def _motion_blurred(pixels: torch.Tensor, radius: int, sigma: float, degrees: to
     angles = torch.deg2rad(degrees).view(-1, 1)
     right, down = ((taps * direction - 0.5).ceil().long() for direction in (angles.cos(), angles.sin()))  # (B, taps)
     image, rows, columns = torch.arange(count).view(-1, 1, 1), torch.arange(height).view(-1, 1), torch.arange(width)
-    channels_last, blurred = pixels.permute(0, 2, 3, 1), 0.0
+    channels_last = pixels.permute(0, 2, 3, 1)
+    blurred = torch.zeros_like(channels_last)
     for tap, weight in enumerate(weights):
         y = (rows + down[:, tap].view(-1, 1, 1)).clamp(0, height - 1)
         x = (columns + right[:, tap].view(-1, 1, 1)).clamp(0, width - 1)

@@ -4,6 +4,7 @@ import platform
 import shlex
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,15 +37,16 @@ def command_again(program: str, arguments: list[str]) -> str:
     return f"{program} {shlex.join(map(public_argument, parts))}"
 
 
-def training_command(training: dict) -> str:
+def training_command(training: dict[str, Any]) -> str:
     """The command that does a run again, with the launcher's options that it ran under."""
     machine = training["hardware"]
     options = ["--cpu"] if machine["device"] == "cpu" else []
     options += [f"--{name} {machine[key]}" for name, key in LAUNCHER_OPTIONS.items()]
-    return training["command"].replace("accelerate launch", f"accelerate launch {' '.join(options)}", 1)
+    command: str = training["command"]
+    return command.replace("accelerate launch", f"accelerate launch {' '.join(options)}", 1)
 
 
-def speed_of(epochs: list[dict], flops_per_image: int, processes: int) -> tuple[float, float]:
+def speed_of(epochs: list[dict[str, Any]], flops_per_image: int, processes: int) -> tuple[float, float]:
     """Images a second over entries of training.json's `epochs`, and the share of what the processes could do."""
     images = sum(sum(epoch["operators"].values()) for epoch in epochs)
     possible = processes * sum(epoch["seconds"] * epoch["peak_flops"] for epoch in epochs)

@@ -51,7 +51,7 @@ def class_accuracies(labels: np.ndarray, predictions: np.ndarray, classes: int =
     """(classes,) share of each class's images that were called right; NaN for a class without images."""
     matrix = confusion_matrix(labels, predictions, classes)
     with np.errstate(invalid="ignore"):
-        return matrix.diagonal() / matrix.sum(axis=1)
+        return np.asarray(matrix.diagonal() / matrix.sum(axis=1))
 
 
 def flips(predictions_a: np.ndarray, predictions_b: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,16 +15,14 @@ from transformers.utils import (
     SAFE_WEIGHTS_NAME,
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
-    cached_file,
 )
+from transformers.utils.hub import cached_file
 
 from nula.modeling_nula import NulaForImageClassification
 
 
-def load_model(
-    name: str | Path, kind: type = NulaForImageClassification, revision: str | None = None
-) -> PreTrainedModel:
-    """The model in a folder or Hub repository, float32 and in eval mode, with every weight accounted for.
+def load_model(name: str | Path, kind: Any = NulaForImageClassification, revision: str | None = None) -> Any:
+    """Load the model in a folder or Hub repository, float32 and in eval mode, with every weight accounted for.
 
     `kind` is the class, or an Auto class of transformers, whose `from_pretrained` loads it.
 
@@ -43,6 +42,12 @@ def load_model(
     return model.eval()
 
 
+def class_names(model: PreTrainedModel) -> list[str]:
+    """Return the names of a model's classes, in the order of its logits."""
+    names: dict[int, str] = model.config.id2label  # type: ignore[assignment]  # whose keys transformers makes integers
+    return [str(names[index]) for index in range(len(names))]
+
+
 @contextmanager
 def found(name: str | Path) -> Iterator[None]:
     """Add to an OSError that `name` is no folder here, which transformers takes for a Hub id without a word."""
@@ -55,7 +60,7 @@ def found(name: str | Path) -> Iterator[None]:
 
 
 def weights_sha256(name: str | Path) -> str:
-    """SHA-256 of the weights in a folder or Hub repository: of their file, or of their shards one after another.
+    """Return the SHA-256 of the weights in a folder or Hub repository: of their file, or of all shards in order.
 
     Raises:
         OSError: it holds neither model.safetensors nor pytorch_model.bin, whole or in shards.
@@ -64,15 +69,20 @@ def weights_sha256(name: str | Path) -> str:
     parts = sorted(set(json.loads(file.read_text())["weight_map"].values())) if file.suffix == ".json" else [file.name]
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(Path(cached_file(str(name), part)).read_bytes())
+        digest.update(_stored(str(name), part).read_bytes())
     return digest.hexdigest()
+
+
+def _stored(name: str, file: str) -> Path:
+    """The path of a file in a folder or Hub repository; OSError where there is none."""
+    return Path(str(cached_file(name, file)))
 
 
 def _weights_file(name: str) -> Path:
     errors = []
     for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
         try:
-            return Path(cached_file(name, file))
+            return _stored(name, file)
         except OSError as error:
             errors.append(error)
     raise errors[0]

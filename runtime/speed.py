@@ -11,10 +11,11 @@ class Clock:
     """Seconds, after the device has finished what it was given."""
 
     def __init__(self, device: torch.device):
-        self.synchronize = (lambda: torch.accelerator.synchronize(device)) if device.type != "cpu" else (lambda: None)
+        self.device = device
 
     def read(self) -> float:
-        self.synchronize()
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
         return time.perf_counter()
 
 
@@ -40,4 +41,4 @@ def flops_of(compute: Callable[[], object]) -> int:
     """Floating-point operations of convolutions and matrix products in `compute()`, forward and backward."""
     with FlopCounterMode(display=False) as counter:
         compute()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())

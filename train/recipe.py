@@ -55,7 +55,7 @@ class Recipe:
             if not holds(value):
                 raise ValueError(f"recipe {self.name!r}: {field} is {value!r}, must be {allowed}.")
 
-        def number(value: object, kinds: tuple[type, ...] = (int, float)) -> bool:
+        def number(value: Any, kinds: tuple[type, ...] = (int, float)) -> bool:
             return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
 
         def numbers(value: object, length: int) -> bool:

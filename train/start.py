@@ -11,7 +11,7 @@ from nula.configuration_nula import NulaConfig
 from nula.evaluation.classes import places_of
 from nula.modeling_nula import NulaForImageClassification
 from nula.records.release import FILE, Release
-from nula.records.weights import load_model, weights_sha256
+from nula.records.weights import class_names, load_model, weights_sha256
 from nula.runtime.arguments import assigned
 from nula.train.net import ARCHITECTURE, label_maps, name_classes, new_head, reorder_head
 
@@ -124,8 +124,7 @@ def head_order(names: Sequence[str], known: Sequence[str]) -> list[int] | None:
 
 def _start_from(model: NulaForImageClassification, parent: Parent, names: Sequence[str]) -> Start:
     """Fit the head of `model` to the classes `names`."""
-    known = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    order = head_order(names, known)
+    order = head_order(names, class_names(model))
     if order is None:
         new_head(model, len(names))
         head = NEW

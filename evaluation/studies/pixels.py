@@ -27,7 +27,7 @@ def noisy(pixels: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def answers(classifier: PixelClassifier, pixels: torch.Tensor, batch_size: int = 500) -> np.ndarray:
+def answers(classifier: torch.nn.Module, pixels: torch.Tensor, batch_size: int = 500) -> np.ndarray:
     """Return the class (N,) that the classifier gives each image."""
     logits = torch.cat([classifier(part) for part in pixels.split(batch_size)])
     return class_indices(logits.argmax(1).cpu(), logits.shape[1])
