@@ -198,7 +198,7 @@ def test_the_head_follows_the_order_of_the_data(tiny_folder, pixels):
         (("cat", "dog", "horse"), ("cat", "dog"), None),
         (("cat", "horse"), ("cat", "dog"), None),
         (("cat", "Cat"), ("cat", "dog"), None),
-        (("+", "-"), ("-", "+"), None),
+        (("+", "-"), ("-", "+"), [1, 0]),
         (("+", "-"), ("+", "-"), [0, 1]),
     ],
 )
