@@ -33,19 +33,19 @@ from nula.model_card.tables import (
     published_pair,
     results_table,
     seeds_table,
+    studies_table,
     training_speed,
     training_times,
 )
 from nula.perturbations.corruptions import SEVERITIES
 from nula.records.cifar10 import CIFAR10, is_cifar10
 from nula.records.provenance import training_command, without_options
-from nula.records.release import Release, Releases, drawn_from, load_releases, named, weights_behind
+from nula.records.release import LOCAL, Release, Releases, drawn_from, load_releases, named, weights_behind
 from nula.records.statistics import BINS
 from nula.records.table import Table, row_title
 
 WIDGET_CLASSES = 3  # examples in the widget, each of another class
-PARENT_OPTION = "--v0"  # of the script that fine-tunes, as commands in training.json have it
-NO_OWNER = "local"  # in the hub_id of a run that is on no Hub
+PARENT_OPTION = "--v0"  # of a script that fine-tunes, where training.json is from before it named the option
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -94,7 +94,7 @@ def default_base(releases: Releases, release: Release, hub_id: str) -> str:
     it was trained from scratch, or its parent is not among `releases` or on no Hub.
     """
     parent = releases.get(release.parent or "")
-    if parent is None or parent.hub_id.partition("/")[0] == NO_OWNER:
+    if parent is None or parent.hub_id.partition("/")[0] == LOCAL:
         return ""
     owner = hub_id.partition("/")[0]
     return parent.hub_id if owner == release.hub_id.partition("/")[0] else f"{owner}/{parent.repository}"
@@ -103,7 +103,8 @@ def default_base(releases: Releases, release: Release, hub_id: str) -> str:
 def again(release: Release, base: str) -> str:
     """Return the command that trains the release again, with the Hub's names for what was read from folders."""
     parts = shlex.split(training_command(release.training))
-    values = {"--output_dir": release.name} | ({PARENT_OPTION: base} if base else {})
+    option = release.training.get("parent_option") or PARENT_OPTION
+    values = {"--output_dir": release.name} | ({option: base} if base else {})
     for option, value in values.items():
         if option in parts:
             parts[parts.index(option) + 1] = value
@@ -225,7 +226,7 @@ def claims(releases: Releases) -> list[Finding]:
 
 
 def with_tables(readme: str, releases: Releases, compatibility: Mapping[str, Any]) -> str:
-    """Return `readme` with what stands between its markers replaced: results and training times, definitions, versions.
+    """Return `readme` with what stands between its markers replaced: results, studies, definitions, versions.
 
     `compatibility` is what compatibility.json holds.
 
@@ -234,6 +235,7 @@ def with_tables(readme: str, releases: Releases, compatibility: Mapping[str, Any
     """
     derived = {
         "results": f"{results_table(releases)}\n\n{training_times(releases)}",
+        "studies": studies_table(),
         "definitions": definitions_table(all_on_cifar10(releases)),
         "compatibility": compatibility_table(compatibility, releases),
     }

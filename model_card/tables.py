@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from nula.evaluation.studies import STUDIES
 from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES
 from nula.perturbations.suite import ROWS
 from nula.records.provenance import speed_of
@@ -121,6 +122,12 @@ def definitions_table(cifar10: bool = True) -> str:
     """Return what each of the twenty rows does to an image."""
     lines = [f"| {row_title(row.name, cifar10)} | {row.definition} |" for row in ROWS]
     return "\n".join(["| row | operator |", "|---|---|", *lines])
+
+
+def studies_table() -> str:
+    """Return what each study beside the table measures."""
+    lines = [f"| `{study.name}` | {study.summary} |" for study in STUDIES if study.name != "table"]
+    return "\n".join(["| command | measures |", "|---|---|", *lines])
 
 
 def compatibility_table(record: Mapping[str, Any], releases: Releases) -> str:

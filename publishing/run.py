@@ -16,6 +16,7 @@ from nula.perturbations.suite import DEFINITIONS_VERSION
 from nula.publishing.hub import Target, check_hub, push
 from nula.publishing.integrity import PushRefused
 from nula.publishing.payload import assemble
+from nula.records.provenance import HEAD_NEW
 from nula.records.release import FILE, Release, Results
 from nula.records.table import Table
 from nula.records.weights import weights_sha256
@@ -23,7 +24,6 @@ from nula.records.weights import weights_sha256
 # The variables by which a launcher tells a process of the others.
 LAUNCHER = ("ACCELERATE_", "TORCHELASTIC_", "MASTER_", "GROUP_", "ROLE_", "LOCAL_", "RANK", "WORLD_SIZE")
 
-NEW_HEAD = "new"  # what training.json says of a head for other classes than those of the weights it started from
 TABLE_FILES = ("predictions.npz", "provenance.json", "golden.npz", "calibration.json")  # that measuring a table leaves
 
 
@@ -110,7 +110,7 @@ def publish(
     run = replace(Release.load(output_dir), results=results)
     releases = {run.name: run}
     base = None if parent is None else "" if Path(parent).exists() else parent
-    if parent is not None and run.training.get("head") != NEW_HEAD:
+    if parent is not None and run.training.get("head") != HEAD_NEW:
         measured = evaluation.results_of(parent, Path(parent) / "results", output_dir / "parent_results")
         start = _start(parent, measured, run)
         run = replace(run, parent=start.name)

@@ -10,6 +10,8 @@ import torch
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "pillow", "scipy")
 
+HEAD_KEPT, HEAD_REORDERED, HEAD_NEW = "kept", "reordered", "new"  # what became of the head that a run started with
+
 LAUNCHER_OPTIONS = {  # of accelerate, to what training.json calls them
     "num_processes": "processes",
     "mixed_precision": "mixed_precision",

@@ -15,6 +15,7 @@ from nula.records.table import Table
 from nula.records.weights import weights_sha256
 
 FILE = "release.json"
+LOCAL = "local"  # owner in the hub_id of a run that is on no Hub
 COLOR = re.compile(r"#[0-9A-Fa-f]{6}")
 PNG_KEY = "Weights"  # of what `drawn_from` gives, in a picture's PNG file
 

@@ -18,6 +18,7 @@ from nula.evaluation.classifiers import load_classifier
 from nula.evaluation.measuring import evaluate, table_rows
 from nula.image_processing_nula import NulaImageProcessor
 from nula.modeling_nula import MINIMUM_SIDE, NulaForImageClassification
+from nula.records.provenance import HEAD_NEW, HEAD_REORDERED
 from nula.runtime.arguments import assigned, at_least
 from nula.runtime.interruption import TrainingInterrupted
 from nula.runtime.launcher import follow_launcher, keep_memory
@@ -25,7 +26,7 @@ from nula.train.loop import train
 from nula.train.recipe import Version
 from nula.train.record import RunInputs, TrainingData, release_of, training_record
 from nula.train.run import RunSettings
-from nula.train.start import NEW, REORDERED, Initialization, Parent
+from nula.train.start import Initialization, Parent
 
 
 def train_version(version: Version, initialization: Initialization, description: str) -> None:
@@ -147,7 +148,7 @@ def train_and_record(inputs: RunInputs, arguments: argparse.Namespace, accelerat
         f"{inputs.settings.recipe.name}: {parameters:,} parameters, {len(data.labels):,} images, "
         f"processes: {accelerator.num_processes}"
     )
-    if inputs.start.parent is not None and inputs.start.parent.head in (REORDERED, NEW):
+    if inputs.start.parent is not None and inputs.start.parent.head in (HEAD_REORDERED, HEAD_NEW):
         accelerator.print(_head_line(inputs.start.parent, data))
     trained, log = train(model, data, accelerator, inputs.settings, resume=arguments.resume)
     if accelerator.is_main_process:
@@ -173,7 +174,7 @@ def _save(model: NulaForImageClassification, image_size: int, output_dir: Path) 
 
 def _head_line(parent: Parent, data: Split) -> str:
     """Say what became of the head of the trained weights."""
-    if parent.head == REORDERED:
+    if parent.head == HEAD_REORDERED:
         return f"the head of {parent.source} is kept, its classes in the order of the data's."
     shown = ", ".join(data.names[:10]) + (", ..." if len(data.names) > 10 else "")
     return f"a new head on the body of {parent.source}, as the data have other classes than it knows: {shown}."

@@ -10,13 +10,13 @@ from accelerate import Accelerator
 
 from nula.data import SIDE, DataSource, Split
 from nula.records.cifar10 import is_cifar10
-from nula.records.provenance import command_again, device_name, library_versions, public_argument
-from nula.records.release import Release, Results
+from nula.records.provenance import HEAD_NEW, command_again, device_name, library_versions, public_argument
+from nula.records.release import LOCAL, Release, Results
 from nula.records.weights import weights_sha256
 from nula.train.net import architecture
 from nula.train.recipe import Version
 from nula.train.run import RunSettings, dynamo_backend
-from nula.train.start import NEW, Parent, Start
+from nula.train.start import Parent, Start
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def training_record(inputs: RunInputs, log: dict[str, Any], accelerator: Acceler
         "architecture": architecture(model.config),
         "command": command_again("accelerate launch", sys.argv),
         "initial_weights_sha256": None if parent is None else parent.weights_sha256,
+        "parent_option": None if parent is None else parent.option,
         "head": None if parent is None else parent.head,
         "seed": settings.seed,
         "max_steps": settings.max_steps,
@@ -105,7 +106,7 @@ def release_of(inputs: RunInputs, hub_id: str | None) -> Release:
         folder=folder,
         results=Results(folder / "results"),
         parent=None if parent is None else parent.name,
-        hub_id=hub_id or f"local/nula-{name}",
+        hub_id=hub_id or f"{LOCAL}/nula-{name}",
         published=version.published if inputs.is_as_published else None,
         summary=_summary(inputs, name),
         color=version.color,
@@ -127,7 +128,7 @@ def _summary(inputs: RunInputs, name: str) -> str:
     side = data.images[0].shape[0]
     if side != SIDE:
         parts.append(f"at {side}×{side} pixels")
-    if parent is not None and parent.head == NEW:
+    if parent is not None and parent.head == HEAD_NEW:
         parts.append("with a new head")
     if inputs.changed_fields:
         changed = " and another ".join(inputs.changed_fields)

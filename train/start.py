@@ -10,12 +10,11 @@ from typing import Protocol
 from nula.configuration_nula import NulaConfig
 from nula.evaluation.classes import places_of
 from nula.modeling_nula import NulaForImageClassification
+from nula.records.provenance import HEAD_KEPT, HEAD_NEW, HEAD_REORDERED
 from nula.records.release import FILE, Release
 from nula.records.weights import class_names, load_model, weights_sha256
 from nula.runtime.arguments import assigned
 from nula.train.net import ARCHITECTURE, label_maps, name_classes, new_head, reorder_head
-
-KEPT, REORDERED, NEW = "kept", "reordered", "new"  # what may become of a trained head
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class FromWeights:
         source: str = arguments.start
         try:
             model, digest = load_model(source), weights_sha256(source)
-            return partial(_start_from, model, Parent(self.option, source, release_name(source), digest, KEPT))
+            return partial(_start_from, model, Parent(self.option, source, release_name(source), digest, HEAD_KEPT))
         except (ValueError, OSError) as error:
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(f"{self.option} {source}: {error}") from error
@@ -127,9 +126,9 @@ def _start_from(model: NulaForImageClassification, parent: Parent, names: Sequen
     order = head_order(names, class_names(model))
     if order is None:
         new_head(model, len(names))
-        head = NEW
+        head = HEAD_NEW
     else:
-        head = KEPT if order == sorted(order) else REORDERED
+        head = HEAD_KEPT if order == sorted(order) else HEAD_REORDERED
         reorder_head(model, order)
     name_classes(model.config, names)
     return Start(model, replace(parent, head=head))

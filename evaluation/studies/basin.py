@@ -135,7 +135,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 BASIN = Study(
     name="basin",
-    summary="what lies on the line between a model and the one that it was fine-tuned from",
+    summary="accuracy, slope and curvature on the line between a model and the one that it was fine-tuned from",
     run=_run,
     add_options=_add_options,
     of_pair=True,

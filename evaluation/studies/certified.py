@@ -58,7 +58,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 CERTIFIED = Study(
     name="certified",
-    summary="certified accuracy of the smoothed classifier against the radius",
+    summary="accuracy of the smoothed classifier that is certified up to an L2 radius",
     run=_run,
     add_options=_add_options,
 )

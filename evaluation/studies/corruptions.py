@@ -73,7 +73,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 CORRUPTION_STUDY = Study(
     name="corruptions",
-    summary="accuracy under common corruptions at five severities",
+    summary="accuracy under fourteen common corruptions at five severities, made here or CIFAR-10-C's own",
     run=_run,
     add_options=_add_options,
     resumable=True,

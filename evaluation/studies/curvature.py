@@ -61,7 +61,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 CURVATURE = Study(
     name="curvature",
-    summary="ends of the spectrum of the loss's Hessian in the parameters",
+    summary="ends of the spectrum of the loss's Hessian, by Lanczos and by power iteration, under noise",
     run=_run,
     add_options=_add_options,
 )

@@ -18,7 +18,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 NOISE = Study(
     name="noise",
-    summary="accuracy over many realisations of Gaussian noise, and over its strength",
+    summary="accuracy over twenty realisations of Gaussian noise, and over its strength",
     run=_run,
     add_options=_add_options,
     resumable=True,

@@ -62,7 +62,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 NULL_SPACE = Study(
     name="null-space",
-    summary="accuracy under attacks that downsampling removes",
+    summary="accuracy under attacks that downsampling removes without a trace, beside the same attack unrestricted",
     run=_run,
     add_options=_add_options,
 )

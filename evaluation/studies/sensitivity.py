@@ -44,7 +44,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 SENSITIVITY = Study(
     name="sensitivity",
-    summary="norm of the Jacobian of the logits with respect to the pixels",
+    summary="Frobenius norm of the Jacobian of the logits with respect to the pixels, exactly, under noise",
     run=_run,
     add_options=_add_options,
 )
