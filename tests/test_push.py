@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CAT, ROOT, SAMPLE, call_command, run_without_nula
+from conftest import CAT, ROOT, SAMPLE, call_command, photograph, run_without_nula
 from hub import Commit, Fault, Hub
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -441,6 +441,50 @@ def test_training_scripts_push_what_they_train(hub, environment, tmp_path):
     card = pushed.commits[-1].files["README.md"].decode()
     assert 'revision="v1.0.0"' in card
     assert "| perturbation | v0 | v1 | v1 − v0 |\n" in card
+
+
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        ("train_v0.py", ["--image_size", "48", "--config", "stem_channels=4", "hidden_sizes=[8,8]", "depths=[0,0]"]),
+        ("finetune_v1.py", ["--v0", str(ROOT / "releases" / "v1")]),
+    ],
+)
+def test_a_net_of_other_classes_answers_with_their_names_from_the_hub(hub, environment, tmp_path, script, options):
+    """Trained on three classes of pictures of mixed sizes and modes, pushed, and loaded as a stranger would."""
+    for place, (name, mode) in enumerate((("cat", "RGB"), ("hot dog", "L"), ("polar-bear", "P"))):
+        for split, size in (("train", (33 + place, 60)), ("test", (50, 41 + place))):
+            folder = tmp_path / "pets" / split / name
+            folder.mkdir(parents=True)
+            for number in range(12):
+                picture = Image.fromarray(np.roll(photograph(*size), 7 * number, axis=0)).convert(mode)
+                picture.save(folder / f"{number}.png")
+    command = [sys.executable, f"train/{script}", "--dataset", str(tmp_path / "pets"), "--max_steps", "2", *options]
+    command += ["--output_dir", str(tmp_path / "run"), "--push_to_hub", "--hub_model_id", "owner/pets"]
+    command += ["--recipe", "batch_size=32"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    card = hub.repositories["owner/pets"].commits[-1].files["README.md"].decode()
+    assert "cifar" not in card.partition("## Citation")[0].lower()
+    assert "| Clean | " in card
+    code = """
+from transformers import pipeline
+classifier = pipeline("image-classification", model="owner/pets", trust_remote_code=True)
+print(*sorted(answer["label"] for answer in classifier(sys.argv[1])), sep=", ")
+print(classifier.image_processor.size["height"])
+"""
+    guard = "import sys\nsys.modules['nula'] = None\n"
+    picture = tmp_path / "pets" / "test" / "hot dog" / "3.png"
+    done = subprocess.run(
+        [sys.executable, "-c", guard + code, str(picture)],
+        cwd=tmp_path,
+        env=environment | {"HF_HOME": str(tmp_path / "fresh")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["cat, hot dog, polar-bear", "48" if "--image_size" in options else "32"]
 
 
 @pytest.fixture
