@@ -19,7 +19,7 @@ from onnxruntime.quantization import quantize_dynamic
 from tqdm import tqdm
 
 from nula.benchmarks.timing import interleaved, machine
-from nula.data import SIDE, DataSource, add_data_arguments
+from nula.data import SIDE, DataSource, add_data_arguments, to_pixels
 from nula.evaluation.classifiers import OnnxModel
 from nula.publishing.export import write_forms
 from nula.records.provenance import command_again
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     data = DataSource.of(arguments).test(SIDE)
-    pixels = data.images.permute(0, 3, 1, 2).float() / 255
+    pixels = to_pixels(data.images)
     with tempfile.TemporaryDirectory() as folder:
         forms, sizes = build_forms(arguments.model, Path(folder))
         few = pixels[:IMAGES]

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from nula.data import to_pixels
 from nula.image_processing_nula import RESAMPLING, normalize
 
 BYTES_OFF = 2.5  # of 255: how far rounding between a processor's steps may lead from the same without rounding
@@ -75,7 +76,7 @@ def processing_of(processor: Any) -> Processing:
         # Far from black and white, where a bicubic resize would overshoot and be clipped between its two passes.
         image = torch.randint(64, 192, (height, width, 3), generator=generator, dtype=torch.uint8)
         expected = processor(Image.fromarray(image.numpy()), return_tensors="pt").pixel_values
-        given = processing.normalized(processing.resized(image.permute(2, 0, 1).unsqueeze(0).float() / 255))
+        given = processing.normalized(processing.resized(to_pixels(image.unsqueeze(0))))
         if given.shape != expected.shape or (given - expected).abs().max() > rounding:
             raise ValueError(
                 f"{type(processor).__name__} does more than resize (bilinear or bicubic), crop, scale to [0, 1] and "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from nula.data import DataSource, Split, add_data_arguments
+from nula.data import DataSource, Split, add_data_arguments, to_pixels
 from nula.evaluation.monte_carlo import gap
 from nula.evaluation.studies.basin import ALPHAS, INTERPOLATED, MEASURED_ANEW, PATH_CONDITIONS, path_row
 from nula.model_card.tables import compared_pair, compared_tables, measured, records
@@ -229,7 +229,7 @@ def confusion(releases: Releases, data: Split) -> "Figure | None":
 def perturbations(releases: Releases, data: Split) -> "Figure":
     """Draw the first test image under every row of the table."""
     figure = _sheet(7.4)
-    pixels = data.images[0].permute(2, 0, 1).unsqueeze(0).float() / 255
+    pixels = to_pixels(data.images[0].unsqueeze(0))
     cifar10 = is_cifar10({"sha256": data.fingerprint}, "test")
     for axes, row in zip(figure.subplots(4, 5).flat, ROWS):
         title = textwrap.fill(row_title(row.name, cifar10), 22)
@@ -257,7 +257,7 @@ def flipped(releases: Releases, data: Split, count: int = 12) -> "Figure | None"
     for index in flips(before, after)[:count]:
         label, first, second = (data.names[answer] for answer in (data.labels[index], before[index], after[index]))
         title = f"{label}\n{base.name}: {first}, {tuned.name}: {second}"
-        _show(next(panels), data.images[index].permute(2, 0, 1).float() / 255, title)
+        _show(next(panels), to_pixels(data.images[index].unsqueeze(0))[0], title)
     for axes in panels:
         axes.remove()
     return figure

@@ -1,1 +1,1 @@
-"""Training of v0 and its fine-tuning into v1."""
+"""Training: a script and a recipe for each version, and the one run behind them."""

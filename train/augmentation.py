@@ -4,6 +4,7 @@ from functools import lru_cache
 
 import torch
 
+from nula.data import to_pixels
 from nula.perturbations.appearance import uniform_noise
 from nula.perturbations.sampling import checkerboard, decimate, resize_each
 from nula.train.recipe import Recipe
@@ -29,7 +30,7 @@ def crop_and_flip(
     flipped = torch.rand(count, 1, generator=generator, device=device) < recipe.flip_probability
     columns = torch.where(flipped, columns.flip(1), columns)
     batch = images[indices.view(-1, 1, 1), rows.unsqueeze(2), columns.unsqueeze(1)]  # (B, H, W, 3)
-    return batch.permute(0, 3, 1, 2).float() / 255
+    return to_pixels(batch)
 
 
 @lru_cache
