@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 import warnings
+from importlib.metadata import version
 
 import pytest
 from conftest import CAT, ROOT
 from safetensors.torch import load_file, save_file
 
-from nula.cli import main
+from nula.cli import COMMANDS, main
+from nula.evaluation.studies import STUDIES
 
 MODEL = str(ROOT / "releases" / "v1")
 DOG = str(CAT.with_name("dog.jpg"))
@@ -160,3 +162,52 @@ def test_a_reader_that_has_had_enough_is_no_error():
         timeout=300,
     )
     assert (done.returncode, len(done.stdout), done.stderr) == (0, 1, "")
+
+
+def test_one_help_shows_every_command(nula, capsys):
+    with pytest.raises(SystemExit) as ended:
+        nula("--help")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n    {name} " in shown for name in COMMANDS)
+    with pytest.raises(SystemExit):
+        nula("--version")
+    assert capsys.readouterr().out == f"nula {version('nula')}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(nula, capsys, name):
+    with pytest.raises(SystemExit) as ended:
+        nula(name, "--help")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: nula {name} ")
+
+
+@pytest.mark.parametrize("study", [study.name for study in STUDIES])
+def test_every_study_explains_itself(nula, capsys, study):
+    with pytest.raises(SystemExit) as ended:
+        nula("evaluate", study, "--help")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: nula evaluate {study} ")
+    assert "--dataset" in shown
+
+
+def test_a_command_whose_packages_are_missing_says_what_to_install(nula, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "nula.publishing.export", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        nula("export", "--model", MODEL, "--output", "x")
+    assert ended.value.code == 2
+    assert "error: nula export needs onnx; pip install 'nula[export]'." in capsys.readouterr().err
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['nula', '--help']; from nula.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    )
+    code += "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
