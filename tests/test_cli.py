@@ -203,11 +203,15 @@ def test_a_command_whose_packages_are_missing_says_what_to_install(nula, capsys,
 
 
 def test_help_imports_nothing_heavy():
-    code = (
-        "import sys; sys.argv = ['nula', '--help']; from nula.cli import main\ntry: main()\nexcept SystemExit: pass\n"
-    )
-    code += "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
-    )
+    code = """
+import sys
+from nula.cli import main
+sys.argv = ["nula", "--help"]
+try:
+    main()
+except SystemExit:
+    print([name for name in ("torch", "transformers", "datasets") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"

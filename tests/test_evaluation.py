@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from nula.evaluation.classifiers import load_classifier, of_function
 from nula.evaluation.measuring import evaluate, partial_folder, predict, table_rows
 from nula.evaluation.monte_carlo import correct_draws, gap, noise_rows
 from nula.evaluation.processing import processing_of
-from nula.evaluation.studies import basin, corruptions
+from nula.evaluation.studies import STUDIES, basin, corruptions
 from nula.image_processing_nula import NulaImageProcessor
 from nula.model_card.figures import PICTURES
 from nula.perturbations.suite import ROWS
@@ -175,6 +176,23 @@ def test_every_command_leaves_results_that_the_claims_are_read_from(
     }
     for picture in PICTURES:
         assert all(axes.has_data() for axes in picture.draw(releases, test_split).axes)
+
+
+@pytest.mark.parametrize(("model", "has_parent"), [("tiny", False), ("releases/v1", True)])
+def test_all_studies_run_with_their_own_settings(tiny_folder, tmp_path, monkeypatch, model, has_parent):
+    ran = {}
+    noted = [replace(study, run=lambda session, name=study.name: ran.update({name: session})) for study in STUDIES]
+    monkeypatch.setattr("nula.evaluation.command.STUDIES", noted)
+    name = str(ROOT / model) if has_parent else str(tiny_folder)
+    arguments = ["studies", "--model", name, "--dataset", str(SAMPLE), "--output", str(tmp_path), "--cpu"]
+    monkeypatch.setattr(sys, "argv", ["nula", "evaluate", *arguments])
+    main()
+    expected = [study.name for study in STUDIES if study.name != "table" and (has_parent or not study.of_pair)]
+    assert list(ran) == expected
+    assert (ran["sensitivity"].arguments.images, ran["curvature"].arguments.images) == (1000, 192)
+    for study, session in ran.items():
+        assert session.arguments.study == study
+        assert session.models == [(name, tmp_path)]
 
 
 @pytest.mark.parametrize(
