@@ -5,6 +5,7 @@ draws it and its entry in PICTURES.
 """
 
 import argparse
+import math
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,22 +18,19 @@ import torch
 from nula.data import DataSource, Split, add_data_arguments, to_pixels
 from nula.evaluation.monte_carlo import gap
 from nula.evaluation.studies.basin import ALPHAS, INTERPOLATED, MEASURED_ANEW, PATH_CONDITIONS, path_row
+from nula.model_card.drawing import bars, gallery, intervals, plot, sheet, side_by_side
 from nula.model_card.tables import compared_pair, compared_tables, measured, records
 from nula.perturbations.suite import ROWS
 from nula.records.cifar10 import is_cifar10
-from nula.records.release import PNG_KEY, Release, Releases, drawn_from, load_releases
+from nula.records.release import PNG_KEY, Releases, drawn_from, load_releases
 from nula.records.statistics import confusion_matrix, flips, mean_interval
-from nula.records.table import CLEAN, Row, row_title
+from nula.records.table import CLEAN, row_title
 
 if TYPE_CHECKING:  # cards name the pictures, and do without matplotlib
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 8.0  # inches; a model card shows about 800 pixels
 NOISE_ROW = "Gaussian Noise σ = 0.05"
 CONDITION_COLORS = ("#000000", "#0072B2", "#D55E00")  # of M. Okabe and K. Ito's palette
-
-Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # lower ends, middles and upper ends of error bars
 
 
 @dataclass(frozen=True)
@@ -55,12 +53,12 @@ def table(releases: Releases, data: Split) -> "Figure | None":
     tables = measured(releases)
     if not tables:
         return None
-    figure, axes = _figure(6.5)
-    offsets = _side_by_side(len(tables), apart=-0.3, within=0.8)
+    figure, axes = plot(6.5)
+    offsets = side_by_side(len(tables), apart=-0.3, within=0.8)
     rows = next(iter(tables.values())).rows
     for offset, (name, stored) in zip(offsets, tables.items()):
         places = np.arange(len(rows))[::-1] + offset
-        low, middle, high = _intervals([stored.row(row) for row in rows])
+        low, middle, high = intervals([stored.row(row) for row in rows])
         style = {"color": releases[name].color, "fmt": "o", "markersize": 4, "capsize": 2}
         axes.errorbar(middle, places, xerr=(middle - low, high - middle), label=name, **style)
     axes.set_yticks(np.arange(len(rows))[::-1], [row_title(row, stored.of_cifar10) for row in rows])
@@ -75,7 +73,7 @@ def noise_histogram(releases: Releases, data: Split) -> "Figure | None":
     tables = measured(releases, "noise")
     if not tables:
         return None
-    figure, axes = _figure(3.2)
+    figure, axes = plot(3.2)
     draws = {
         name: np.array([row.accuracy for row in stored.realisations(NOISE_ROW)]) for name, stored in tables.items()
     }
@@ -93,11 +91,11 @@ def noise_sweep(releases: Releases, data: Split) -> "Figure | None":
     tables = measured(releases, "noise")
     if not tables:
         return None
-    figure, axes = _figure(3.2)
+    figure, axes = plot(3.2)
     for name, stored in tables.items():
         first = {float(row.name.rpartition(" ")[2]): row for row in stored if row.seed == 0}
         sigmas = sorted(first)
-        _bars(axes, sigmas, _intervals([first[sigma] for sigma in sigmas]), releases[name], label=name)
+        bars(axes, sigmas, intervals([first[sigma] for sigma in sigmas]), releases[name], label=name)
     axes.set(xlabel="σ of the noise", ylabel="accuracy in percent")
     axes.legend(frameon=False)
     return figure
@@ -109,7 +107,7 @@ def running_gap(releases: Releases, data: Split) -> "Figure | None":
     if found is None:
         return None
     (base, of_base), (tuned, of_tuned) = found
-    figure, axes = _figure(3.2)
+    figure, axes = plot(3.2)
     result = gap(*(np.stack([row.right for row in t.realisations(NOISE_ROW)]) for t in (of_base, of_tuned)))
     images = result.running.shape[1]
     axes.plot(np.arange(1, images + 1), result.running.T, color=tuned.color, alpha=0.25, linewidth=0.7)
@@ -128,12 +126,12 @@ def sensitivity(releases: Releases, data: Split) -> "Figure | None":
     found = records(releases, "sensitivity")
     if not found:
         return None
-    figure, axes = _figure(3.2)
-    for aside, (name, record) in zip(_side_by_side(len(found), apart=1e-3, within=1e-2), found.items()):
+    figure, axes = plot(3.2)
+    for aside, (name, record) in zip(side_by_side(len(found), apart=1e-3, within=1e-2), found.items()):
         norms = record["norms"]
         sigmas = [float(sigma) + aside for sigma in norms]  # so that no bar hides another
         low, middle, high = (np.array([np.quantile(norms[sigma], q) for sigma in norms]) for q in (0.25, 0.5, 0.75))
-        _bars(axes, sigmas, (low, middle, high), releases[name], label=name)
+        bars(axes, sigmas, (low, middle, high), releases[name], label=name)
     axes.set(xlabel="σ of the noise", ylabel="‖∂ logits / ∂ pixels‖", ylim=(0, None))
     axes.legend(frameon=False, title="median and quartiles of images")
     return figure
@@ -144,14 +142,14 @@ def curvature(releases: Releases, data: Split) -> "Figure | None":
     found = records(releases, "curvature")
     if not found:
         return None
-    figure, axes = _figure(3.2)
+    figure, axes = plot(3.2)
     for name, record in found.items():
         eigenvalues = record["eigenvalues"]
         sigmas = [float(sigma) for sigma in eigenvalues]
         for end, style in (("largest", "-"), ("smallest", ":")):
             means = [mean_interval([part["lanczos"][end] for part in parts]) for parts in eigenvalues.values()]
             middle, low, high = np.array(means).T
-            _bars(axes, sigmas, (low, middle, high), releases[name], label=f"{name}, {end}", linestyle=style)
+            bars(axes, sigmas, (low, middle, high), releases[name], label=f"{name}, {end}", linestyle=style)
     axes.axhline(0, color="gray", linewidth=0.8)
     axes.set(xlabel="σ of the noise", ylabel="Hessian eigenvalue")
     axes.legend(frameon=False)
@@ -163,7 +161,7 @@ def certified(releases: Releases, data: Split) -> "Figure | None":
     found = records(releases, "certified")
     if not found:
         return None
-    figure, axes = _figure(3.6)
+    figure, axes = plot(3.6)
     for name, record in found.items():
         for (sigma, certificates), style in zip(record["certificates"].items(), ("-", "--", ":")):
             right = [label == truth for label, truth in zip(certificates["labels"], record["truth"])]
@@ -184,7 +182,7 @@ def path(releases: Releases, data: Split) -> "Figure | None":
     if not pair or not stored:
         return None
     base, tuned = pair
-    figure, axes = _figure(4.4)
+    figure, axes = plot(4.4)
     for condition, color, marker in zip(PATH_CONDITIONS, CONDITION_COLORS, "os^"):
         for statistics, style in ((INTERPOLATED, "-"), (MEASURED_ANEW, ":")):
             values = [stored.row(path_row(condition, statistics, alpha)).accuracy for alpha in ALPHAS]
@@ -206,7 +204,7 @@ def confusion(releases: Releases, data: Split) -> "Figure | None":
         return None
     columns = min(2, len(tables))
     lines = -(-len(tables) // columns)
-    figure = _sheet(4.2 * lines)
+    figure = sheet(4.2 * lines)
     panels = figure.subplots(lines, columns, squeeze=False).flat
     for (name, stored), axes in zip(tables.items(), panels):
         row, classes = stored.row(NOISE_ROW), stored.classes
@@ -228,13 +226,13 @@ def confusion(releases: Releases, data: Split) -> "Figure | None":
 
 def perturbations(releases: Releases, data: Split) -> "Figure":
     """Draw the first test image under every row of the table."""
-    figure = _sheet(7.4)
     pixels = to_pixels(data.images[0].unsqueeze(0))
     cifar10 = is_cifar10({"sha256": data.fingerprint}, "test")
-    for axes, row in zip(figure.subplots(4, 5).flat, ROWS):
-        title = textwrap.fill(row_title(row.name, cifar10), 22)
-        _show(axes, row.apply(pixels, torch.Generator().manual_seed(0))[0], title)
-    return figure
+    panels = [
+        (row.apply(pixels, torch.Generator().manual_seed(0)), textwrap.fill(row_title(row.name, cifar10), 22))
+        for row in ROWS
+    ]
+    return gallery(panels, columns=5, height=1.85 * math.ceil(len(panels) / 5))
 
 
 def flipped(releases: Releases, data: Split, count: int = 12) -> "Figure | None":
@@ -252,15 +250,12 @@ def flipped(releases: Releases, data: Split, count: int = 12) -> "Figure | None"
                 f"the results of {release.name} are of other images; give the --dataset they were measured on."
             )
     (base, before), (tuned, after) = ((release, stored.row(CLEAN).predictions) for release, stored in found)
-    figure = _sheet(5.8)
-    panels = iter(figure.subplots(3, 4).flat)
+    panels = []
     for index in flips(before, after)[:count]:
         label, first, second = (data.names[answer] for answer in (data.labels[index], before[index], after[index]))
         title = f"{label}\n{base.name}: {first}, {tuned.name}: {second}"
-        _show(next(panels), to_pixels(data.images[index].unsqueeze(0))[0], title)
-    for axes in panels:
-        axes.remove()
-    return figure
+        panels.append((to_pixels(data.images[index].unsqueeze(0)), title))
+    return gallery(panels, columns=4, height=5.8)
 
 
 PICTURES = (
@@ -284,42 +279,6 @@ PICTURES = (
     Picture("perturbations", "One test image under every perturbation", perturbations),
     Picture("flipped", "Test images to which {base} and {tuned} give different answers", flipped),
 )
-
-
-def _intervals(rows: list[Row]) -> Curve:
-    low, high = np.array([row.interval() for row in rows]).T
-    return low, np.array([row.accuracy for row in rows]), high
-
-
-def _side_by_side(count: int, apart: float, within: float) -> np.ndarray:
-    """Offsets around zero of `count` marks that would lie on each other, `apart`, but all `within` that range."""
-    reach = np.sign(apart) * min(abs(apart) * (count - 1), within) / 2
-    return np.linspace(-reach, reach, count)
-
-
-def _bars(axes: "Axes", x: list[float], curve: Curve, release: Release, **style: str) -> None:
-    low, middle, high = curve
-    axes.errorbar(x, middle, (middle - low, high - middle), color=release.color, marker="o", capsize=4, **style)
-
-
-def _sheet(height: float) -> "Figure":
-    """An empty figure, `height` inches high."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    matplotlib.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
-    return Figure(figsize=(WIDTH, height), layout="constrained")
-
-
-def _figure(height: float) -> tuple["Figure", "Axes"]:
-    figure = _sheet(height)
-    return figure, figure.subplots()
-
-
-def _show(axes: "Axes", pixels: torch.Tensor, title: str) -> None:
-    axes.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
-    axes.set_title(title, fontsize=8)
-    axes.set_axis_off()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

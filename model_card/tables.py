@@ -1,7 +1,7 @@
 """The tables of the model cards and of the README, as markdown, of the releases that they are given."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from itertools import groupby
 from statistics import mean, stdev
@@ -94,8 +94,14 @@ def compared_tables(releases: Releases, study: str = "") -> list[tuple[Release, 
     return [(release, tables[release.name]) for release in pair] if pair and len(tables) == 2 else None
 
 
+def shared_rows(*rows: Iterable[str]) -> list[str]:
+    """Return the names of the suite's rows that all of `rows` have: one added since has not been measured yet."""
+    stored = [set(names) for names in rows]
+    return [row.name for row in ROWS if all(row.name in names for names in stored)]
+
+
 def results_table(releases: Releases) -> str:
-    """Return the twenty rows: each release's measured and published accuracy, then each one's change to its parent.
+    """Return the table's rows: each release's measured and published accuracy, then each one's change to its parent.
 
     What was measured has its 95 % interval below it, Wilson's for an accuracy and Student's, over images, for the
     change. The last of several releases is in bold.
@@ -107,19 +113,20 @@ def results_table(releases: Releases) -> str:
         columns += [name, f"published {name}"] if name in figures else [name]
     columns += [f"{tuned} − {base}" for base, tuned in changes]
     rows, cifar10 = {}, all_on_cifar10(releases)
-    for name in (row.name for row in ROWS):
+    for name in shared_rows(*(table.rows for table in tables.values())):
         found = {release: table.row(name) for release, table in tables.items()}
         cells = []
         for release, row in found.items():
             cells.append(_accuracy(row, bold=len(tables) > 1 and release == list(tables)[-1]))
-            cells += [f"{figures[release][name]:.2f}"] if release in figures else []
+            if release in figures:
+                cells.append(f"{figures[release][name]:.2f}" if name in figures[release] else "–")
         cells += [_change(found[base], found[tuned]) for base, tuned in changes]
         rows[row_title(name, cifar10)] = cells
     return markdown_table("perturbation", columns, rows)
 
 
 def definitions_table(cifar10: bool = True) -> str:
-    """Return what each of the twenty rows does to an image."""
+    """Return what each row of the suite does to an image."""
     lines = [f"| {row_title(row.name, cifar10)} | {row.definition} |" for row in ROWS]
     return "\n".join(["| row | operator |", "|---|---|", *lines])
 
@@ -185,7 +192,7 @@ def seeds_table(release: Release) -> str | None:
         return None
     titles = [f"seed {record['seed']}, {len(record['epochs'])} epochs" for record, _ in runs]
     rows = {}
-    for name in (row.name for row in ROWS):
+    for name in shared_rows(*(table.rows for _, table in runs)):
         values = [table.row(name).accuracy for _, table in runs]
         title = row_title(name, all(table.of_cifar10 for _, table in runs))
         rows[title] = [*(f"{value:.2f}" for value in values), f"{mean(values):.2f} ± {stdev(values):.2f}"]
@@ -231,10 +238,10 @@ def calibration_table(releases: Releases) -> str | None:
     cifar10 = all_on_cifar10(releases)
     columns = [f"{title} {name}" for title in CALIBRATION_SCORES.values() for name in scores]
     rows = {
-        row_title(row.name, cifar10): [
-            f"{of_release[row.name][score]:.3f}" for score in CALIBRATION_SCORES for of_release in scores.values()
+        row_title(name, cifar10): [
+            f"{of_release[name][score]:.3f}" for score in CALIBRATION_SCORES for of_release in scores.values()
         ]
-        for row in ROWS
+        for name in shared_rows(*scores.values())
     }
     return markdown_table("perturbation", columns, rows)
 

@@ -16,7 +16,7 @@ from nula.model_card import figures, tables
 from nula.model_card.figures import PICTURES
 from nula.model_card.limits import limits
 from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES
-from nula.perturbations.suite import ROWS
+from nula.perturbations.suite import ROWS, Perturbation
 from nula.records.cifar10 import CIFAR10_FINGERPRINTS
 from nula.records.release import Release, Results
 from nula.records.table import Table
@@ -177,6 +177,29 @@ def test_figures_stand_beside_their_own_row_in_whatever_order(releases, swapped)
     card = Path(__file__).parents[1].joinpath("releases", "v1.md").read_text().splitlines()
     assert set(tables.calibration_table(releases).splitlines()) <= set(card)
     assert set(tables.seeds_table(releases["v1"]).splitlines()) <= set(card)
+
+
+def test_a_perturbation_is_added_by_its_row_in_the_suite(releases, tmp_path, monkeypatch, test_split):
+    """Where it was not measured nothing changes; where it was, it has no published figure."""
+    before = tables.results_table(releases)
+    negative = Perturbation("Negative", "1 − x", lambda pixels, generator: 1 - pixels)
+    for module in (tables, figures):
+        monkeypatch.setattr(module, "ROWS", (*ROWS, negative))
+    assert tables.results_table(releases) == before
+    assert tables.definitions_table().endswith("\n| Negative | 1 − x |")
+    assert sum(axes.has_data() for axes in picture("perturbations", releases, test_split).axes) == 21
+
+    def with_negative(one: Release) -> Release:
+        table = one.results.table()
+        wrong = (table.labels[None] + 1) % 10
+        added = {"rows": (*table.rows, "Negative"), "seeds": (*table.seeds, 0)}
+        replace(table, **added, predictions=np.concatenate([table.predictions, wrong])).save(tmp_path / one.name)
+        return replace(one, results=Results(tmp_path / one.name))
+
+    lines = tables.results_table({name: with_negative(one) for name, one in releases.items()}).splitlines()
+    assert lines[:-1] == before.splitlines()
+    cells = [cell.strip("* ").partition("<br>")[0].strip("*") for cell in lines[-1].strip("|").split("|")]
+    assert cells == ["Negative", "0.00", "–", "0.00", "–", "+0.00"]
 
 
 def test_stored_rows_may_come_in_whatever_order(releases, tmp_path):
