@@ -26,7 +26,7 @@ def intervals(rows: list[Row]) -> Curve:
 
 
 def side_by_side(count: int, apart: float, within: float) -> np.ndarray:
-    """Return offsets around zero of `count` marks that would lie on each other, `apart`, but all `within` that range."""
+    """Return offsets around zero of `count` marks, `apart` from each other and all `within` that range."""
     reach = np.sign(apart) * min(abs(apart) * (count - 1), within) / 2
     return np.linspace(-reach, reach, count)
 
