@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 import torch
+from huggingface_hub.errors import HFValidationError
 from PIL import Image as PILImage
 from tqdm import tqdm
 
 from nula.image_processing_nula import NulaImageProcessor
 from nula.reading_nula import load_image
 from nula.records.cifar10 import CIFAR10
+from nula.records.weights import found
 
 if TYPE_CHECKING:  # `datasets` is imported where data are read: cards and payloads do without it
     from datasets import Dataset, Features
@@ -212,7 +214,10 @@ def _open(dataset: str, split: str) -> "Dataset":
     folder = Path(dataset)
     if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         try:
-            return load_dataset(dataset, split=split)
+            with found(dataset):
+                return load_dataset(dataset, split=split)
+        except HFValidationError as error:
+            raise OSError(f"there is no folder {dataset} here, and as a Hub id it gives: {error}") from error
         except ValueError as error:  # of a split that is not there, among others
             raise ValueError(f"{dataset} ({split}): {error}") from error
     try:

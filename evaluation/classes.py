@@ -53,6 +53,8 @@ def read_classes(file: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OSError(f"--classes {file} cannot be read: {error.strerror}.") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"--classes {file}: not JSON: {error}") from error
     if not isinstance(content, dict):

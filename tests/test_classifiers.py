@@ -119,6 +119,8 @@ def test_a_file_of_classes_that_cannot_be_is_told_of(chosen, message):
 
 @pytest.mark.parametrize(("content", "message"), [("{", "not JSON"), ("[1]", "must be an object such as")])
 def test_a_file_that_is_none_of_classes_is_told_of(tmp_path, content, message):
+    with pytest.raises(OSError, match=r"classes\.json cannot be read: No such file"):
+        read_classes(tmp_path / "classes.json")
     (tmp_path / "classes.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         read_classes(tmp_path / "classes.json")

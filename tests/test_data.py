@@ -139,8 +139,12 @@ def test_other_data_sets_are_refused(tmp_path):
         load_split(str(tmp_path), "train")
     with pytest.raises(ValueError, match='Unknown split "test"'):
         load_split(str(tmp_path), "test")
-    with pytest.raises(OSError, match="none"):
-        load_split(str(tmp_path / "none"), "train")
+    for name in (str(tmp_path / "none"), "../none", "nobody/nothing"):
+        with pytest.raises(OSError, match=rf"there is no folder {name} here, and as a Hub id it gives: "):
+            load_split(name, "train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OSError, match=r"empty.* doesn't contain any data files"):
+        load_split(str(tmp_path / "empty"), "train")
 
 
 def test_an_empty_split_is_refused(tmp_path):
