@@ -42,7 +42,9 @@ class ClassMatch:
     def record(self) -> dict[str, Any]:
         """Return what a result tells of the match."""
         used = {output for place in self.places for output in place}
-        return {"matched": self.how, "outputs": self.outputs, "outputs_used": len(used)}
+        told = {"matched": self.how, "outputs": self.outputs, "outputs_used": len(used)}
+        # A file may say something else the next time; names and order do not.
+        return told | ({"places": list(map(list, self.places))} if self.how == BY_FILE else {})
 
 
 def read_classes(file: Path) -> dict[str, Any]:
@@ -91,6 +93,7 @@ def match_classes(names: Sequence[str], labels: Sequence[str], chosen: Mapping[s
     """
     if chosen is not None:
         places = tuple(_chosen_places(name, labels, chosen) for name in names)
+        _check_each_once(names, places, labels)
         return ClassMatch(places, len(labels), BY_FILE)
     found = places_of(names, labels)
     if found is not None:
@@ -123,6 +126,16 @@ def _chosen_places(name: str, labels: Sequence[str], chosen: Mapping[str, Any]) 
     if not places:
         raise ValueError(f"--classes maps {name!r} to no class; give one at least.")
     return tuple(places)
+
+
+def _check_each_once(names: Sequence[str], places: Sequence[Sequence[int]], labels: Sequence[str]) -> None:
+    """Raise ValueError where an output is used twice: of two classes with equal logits one could never be answered."""
+    users: dict[int, str] = {}
+    for name, those in zip(names, places):
+        for place in those:
+            if place in users:
+                raise ValueError(f"--classes uses {labels[place]!r} twice, for {users[place]!r} and for {name!r}.")
+            users[place] = name
 
 
 def _key(name: str) -> str:

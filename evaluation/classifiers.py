@@ -1,5 +1,6 @@
 """Any image classifier as a function of pixels in [0, 1]: a NULA, transformers', ONNX, a Python function."""
 
+import copy
 import hashlib
 import importlib
 import json
@@ -7,12 +8,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig
 
 from nula.configuration_nula import NulaConfig
@@ -78,13 +80,22 @@ class PixelClassifier(nn.Module):
         """Give the logits (B, classes) of pixels in [0, 1] of any size."""
         return self.classify(self.resized(pixels))
 
+    def after_resize(self) -> "PixelClassifier":
+        """Return the same classifier for pixels of the model's size, which it does not resize and crop again."""
+        classifier = copy.copy(self)
+        classifier.processing = replace(self.processing, resize=None, crop=None)
+        return classifier
+
     def record(self) -> dict[str, Any]:
         """Return what a result tells of the classifier beside its weights."""
         return {"kind": self.kind, "perturb_at": self.perturb_at, "classes": self.classes.record()}
 
 
 class OnnxModel(nn.Module):
-    """An ONNX file that maps float32 pixels to logits; it has no gradients."""
+    """An ONNX file that maps float32 pixels to logits; it has no gradients.
+
+    Where its batch is of a fixed size, it is given that many images at a time, the last ones filled up with black.
+    """
 
     def __init__(self, file: Path):
         try:
@@ -121,8 +132,15 @@ class OnnxModel(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Give the logits of pixels (B, 3, H, W)."""
-        [logits] = self.session.run([self.output.name], {self.input.name: pixels.detach().cpu().contiguous().numpy()})
-        return torch.from_numpy(logits).to(pixels.device)
+        fixed = self.input.shape[0]
+        size = fixed if isinstance(fixed, int) else len(pixels)
+        batches = pixels.detach().cpu().contiguous().split(size)
+        return torch.cat([self._run(batch, size) for batch in batches]).to(pixels.device)
+
+    def _run(self, pixels: torch.Tensor, size: int) -> torch.Tensor:
+        filled = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, size - len(pixels)))
+        [logits] = self.session.run([self.output.name], {self.input.name: filled.numpy()})
+        return torch.from_numpy(logits[: len(pixels)])
 
 
 class FunctionModel(nn.Module):
@@ -134,7 +152,7 @@ class FunctionModel(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Give the logits of pixels."""
-        return self.function(pixels)
+        return self.function(pixels.contiguous())  # in the order of their axes, as its `view` may need them
 
 
 def load_classifier(
@@ -190,9 +208,10 @@ def model_sha256(model: str) -> str | None:
     return None if _is_function(model) else weights_sha256(model)
 
 
-def require_derivatives(classifier: PixelClassifier) -> None:
-    """Raise ValueError unless the logits of `classifier` have gradients with respect to the pixels."""
-    if classifier.differentiable:
+def require_derivatives(classifier: PixelClassifier, *, of_parameters: bool = False) -> None:
+    """Raise ValueError unless the logits of `classifier` have gradients with respect to pixels, or to parameters."""
+    has_parameters = any(parameter.requires_grad for parameter in classifier.parameters())
+    if classifier.differentiable and (has_parameters or not of_parameters):
         pixels = torch.zeros(1, 3, *classifier.size, device=_device_of(classifier), requires_grad=True)
         if classifier(pixels).requires_grad:
             return

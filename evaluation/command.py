@@ -25,6 +25,10 @@ from nula.records.release import FILE, Release, Results
 from nula.records.table import Table
 from nula.runtime.launcher import follow_launcher, keep_memory
 
+WHERE = (
+    "size at which images are perturbed; a study that takes all images as one tensor perturbs those of several sizes "
+    "at the model's"
+)
 ALL = "studies"  # the command that runs every study beside the table
 
 
@@ -129,9 +133,7 @@ def _add_common(command: argparse.ArgumentParser, several: bool) -> None:
         command.add_argument("--model", required=True, nargs=1, help=model)
     add_data_arguments(command)
     command.add_argument("--output", type=Path, required=True, help="receives the results")
-    command.add_argument(
-        "--perturb_at", choices=(AT_DATA, AT_MODEL), default=AT_DATA, help="size at which images are perturbed"
-    )
+    command.add_argument("--perturb_at", choices=(AT_DATA, AT_MODEL), default=AT_DATA, help=WHERE)
     command.add_argument(
         "--classes", type=Path, help="JSON file, class of the data to class of the model, its index, or a list"
     )

@@ -65,11 +65,11 @@ def predict(
         generator = torch.Generator().manual_seed(measurement.seed * 1_000_003 + int(block))
         parts = _parts(images[start : start + BLOCK], device)
         if classifier.perturb_at == AT_MODEL:
-            parts = [measurement.apply(_joined([classifier.resized(part) for part in parts]), generator)]
+            parts = [measurement.apply(joined([classifier.resized(part) for part in parts]), generator)]
         else:
             parts = [measurement.apply(part, generator) for part in parts]
         begin = _time(device)
-        logits = classifier.classify(_joined([classifier.resized(part) for part in parts])).float()
+        logits = classifier.classify(joined([classifier.resized(part) for part in parts])).float()
         seconds += _time(device) - begin
         padded = F.pad(logits, (0, 0, 0, BLOCK - len(logits)))  # the last block may be shorter
         gathered.append(accelerator.gather_for_metrics(padded.unsqueeze(0)).cpu())  # (processes, BLOCK, classes)
@@ -150,7 +150,8 @@ def _parts(images: Images, device: torch.device) -> list[torch.Tensor]:
     return [to_pixels(torch.as_tensor(np.ascontiguousarray(images)).to(device))]
 
 
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+def joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Stack images of one size. Raises ValueError where they have several."""
     sizes = {tuple(part.shape[2:]) for part in parts}
     if len(sizes) > 1:
         raise ValueError("the images are of several sizes, and the model brings them to none; resize the data first.")

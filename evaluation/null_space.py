@@ -34,7 +34,15 @@ def without_block_means(delta: torch.Tensor, low: torch.Tensor, high: torch.Tens
 
     (B, C, H, W) with even H and W. In each block it is clamp(δ − μ, low, high) with the μ that makes its sum 0, found
     by bisection; one exists, as low <= 0 <= high.
+
+    Raises:
+        ValueError: a side is odd.
     """
+    height, width = delta.shape[-2:]
+    if height % 2 or width % 2:
+        raise ValueError(
+            f"the attack within 2x2 blocks needs even sides, got {height}x{width}; give --perturb_at model."
+        )
     blocks, low_blocks, high_blocks = (
         F.pixel_unshuffle(tensor, 2).unflatten(1, (-1, 4)) for tensor in (delta, low, high)
     )

@@ -109,8 +109,9 @@ def _of_timm(config: dict[str, Any]) -> Processing:
     height, width = config["input_size"][-2:]
     share = config.get("crop_pct") or 0.875  # timm's default
     scaled = int(height / share), int(width / share)
+    squashed = config.get("crop_mode") == "squash"  # both sides, whatever the image's shape
     return Processing(
-        resize=scaled[0] if scaled[0] == scaled[1] else scaled,
+        resize=scaled[0] if scaled[0] == scaled[1] and not squashed else scaled,
         mode=config["interpolation"],
         crop=(height, width),
         crop_start=lambda cut: round(cut / 2),

@@ -5,13 +5,22 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ROOT, photograph
+from conftest import ROOT, SAMPLE, photograph
+from onnx import TensorProto, helper
 from PIL import Image
 from torch.nn import functional as F
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import (
+    BitImageProcessor,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
 from nula.cli import main
 from nula.configuration_nula import CIFAR10_LABELS
@@ -21,7 +30,10 @@ from nula.evaluation.classes import match_classes, places_of, read_classes
 from nula.evaluation.classifiers import load_classifier, model_sha256, of_function, require_derivatives
 from nula.evaluation.comparison import as_csv, as_markdown, as_text
 from nula.evaluation.measuring import Measurement, evaluate, predict, table_rows
+from nula.evaluation.null_space import attack
 from nula.evaluation.processing import Processing, processing_of
+from nula.evaluation.studies.pixels import pixels_of
+from nula.evaluation.studies.sensitivity import sensitivity
 from nula.perturbations.appearance import gaussian_noise
 from nula.publishing.export import write_forms
 from nula.records.table import Table
@@ -88,7 +100,7 @@ def test_a_match_selects_and_adds_probabilities(tmp_path):
     match = match_classes(("dog", "cat"), labels, read_classes(tmp_path / "classes.json"))
     logits = torch.log(torch.tensor([[0.1, 0.2, 0.3, 0.4]]))
     assert match.select(logits).exp()[0].tolist() == pytest.approx([0.2, 0.5])
-    assert match.record() == {"matched": "by file", "outputs": 4, "outputs_used": 3}
+    assert match.record() == {"matched": "by file", "outputs": 4, "outputs_used": 3, "places": [[1], [0, 3]]}
     plain = match_classes(("car", "tabby"), labels)
     assert plain.select(logits).exp()[0].tolist() == pytest.approx([0.3, 0.1])
     assert plain.record() == {"matched": "by name", "outputs": 4, "outputs_used": 2}
@@ -110,6 +122,8 @@ def test_classes_without_names_are_taken_in_order():
         ({"cat": "cat", "dog": "wolf"}, "maps 'dog' to 'wolf', must be a class of the model or 0 to 1"),
         ({"cat": "cat", "dog": 2}, "maps 'dog' to 2, must be a class of the model or 0 to 1"),
         ({"cat": "cat", "dog": []}, "maps 'dog' to no class"),
+        ({"cat": ["bird", 0], "dog": "bird"}, "uses 'bird' twice, for 'cat' and for 'dog'"),
+        ({"cat": ["bird", 1], "dog": "cat"}, "uses 'bird' twice, for 'cat' and for 'cat'"),
     ],
 )
 def test_a_file_of_classes_that_cannot_be_is_told_of(chosen, message):
@@ -208,9 +222,29 @@ def test_the_way_of_timm_is_taken_from_its_configuration():
 
     processing = processing_of(Processor())
     assert (processing.resize, processing.crop) == (26, (24, 24))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(Processor.data_config, "crop_mode", "squash")  # which this processor does not do
+        with pytest.raises(ValueError, match="does more than resize"):
+            processing_of(Processor())
     Processor.data_config["crop_pct"] = 0.8
     with pytest.raises(ValueError, match="does more than resize"):
         processing_of(Processor())
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+def test_timm_does_to_an_image_what_its_configuration_says(crop_mode):
+    pytest.importorskip("timm")
+    from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+
+    settings = {"interpolation": "bilinear", "crop_pct": 0.9, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
+    processor = TimmWrapperImageProcessor(
+        {"architecture": "resnet10t"} | settings | {"input_size": (3, 63, 63), "crop_mode": crop_mode}, "resnet10t"
+    )
+    processing = processing_of(processor)
+    assert processing.resize == (70 if crop_mode == "center" else (70, 70))
+    image = photograph(40, 64)
+    given = processing.normalized(processing.resized(to_pixels(torch.from_numpy(image)[None])))
+    assert (given - processor(image).pixel_values).abs().max() < 0.03  # timm's rounds to bytes in between
 
 
 def test_a_timm_model_goes_through_the_table(animals, tmp_path):
@@ -300,6 +334,90 @@ def test_studies_that_need_derivatives_say_so(animals, tmp_path, monkeypatch):
             SystemExit, match=r"error: the study needs derivatives, and the model \(function\) has none"
         ):
             main()
+
+
+@pytest.fixture(scope="module")
+def cropping(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A stock ResNet of random weights that sees the middle 48x48 of an image whose shorter side is 64."""
+    torch.manual_seed(0)
+    labels = dict(enumerate(ANIMALS))
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic",
+        id2label=labels, label2id={name: index for index, name in labels.items()},
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("cropping")
+    ResNetForImageClassification(config).save_pretrained(folder)
+    size = {"size": {"shortest_edge": 64}, "crop_size": {"height": 48, "width": 48}}
+    BitImageProcessor(**size, resample=2).save_pretrained(folder)
+    return str(folder)
+
+
+def test_images_at_the_models_size_are_not_cropped_again(animals, cropping):
+    classifier, data = load_classifier(cropping, ANIMALS, CPU), load_split(animals, "test")
+    pixels, seen = pixels_of(data, classifier, CPU)
+    assert pixels.shape == (9, 3, 48, 48)
+    with torch.inference_mode():
+        whole = torch.cat([classifier(to_pixels(image[None])) for image in data.images])
+        torch.testing.assert_close(seen(pixels), whole)
+
+
+@pytest.mark.parametrize("place", ["data", "model"])
+def test_derivatives_are_taken_where_images_are_perturbed(place, animals, cropping):
+    data = load_split(animals, "test")
+    same = Split.of(torch.stack([data.images[0]] * 2), data.labels[:2], data.names)
+    classifier = load_classifier(cropping, ANIMALS, CPU, perturb_at=place)
+    norms = sensitivity(classifier, same, CPU, (0.0,))["norms"]["0.0"]
+    pixels, function = to_pixels(same.images[:1]), classifier
+    if place == "model":
+        pixels, function = classifier.resized(pixels), classifier.classify
+    assert norms[0] == pytest.approx(torch.func.jacrev(function)(pixels).norm().item(), rel=1e-3)
+
+
+def flat(pixels: torch.Tensor) -> torch.Tensor:
+    values = pixels.view(len(pixels), -1)
+    return torch.stack([values.mean(1), values.amax(1), values.amin(1)], dim=1)
+
+
+def test_a_function_gets_pixels_that_can_be_viewed(pixels):
+    torch.testing.assert_close(of_function(flat, 3)(pixels)[:, 0], pixels.mean(dim=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("study", ["curvature", "basin"])
+def test_a_function_has_no_parameters_to_differentiate_by(study, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT / "tests")
+    (tmp_path / "classes.json").write_text(json.dumps({name: index for index, name in enumerate(CIFAR10_LABELS)}))
+    command = ["nula", "evaluate", study, "--model", "test_classifiers:ten", "--images", "104", "--cpu"]
+    command += ["--start", "test_classifiers:ten"] if study == "basin" else []
+    monkeypatch.setattr(sys, "argv", [*command, "--dataset", str(SAMPLE), "--output", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"error: the study needs derivatives, and the model \(function\) has none"):
+        main()
+
+
+def ten(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels.mean(dim=(1, 2, 3)).unsqueeze(1) * torch.arange(10)
+
+
+@pytest.mark.parametrize("batch", ["batch", 1, 7])
+def test_an_onnx_file_of_a_fixed_batch(batch, tmp_path, pixels):
+    """Its three logits are the means of the channels."""
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["pixels", "axes"], ["logits"], keepdims=0)],
+        "means",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [batch, 3, 32, 32])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 3])],
+        [helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), tmp_path / "means.onnx")
+    classifier = load_classifier(str(tmp_path / "means.onnx"), ("r", "g", "b"), CPU)
+    torch.testing.assert_close(classifier(pixels), pixels.mean(dim=(2, 3)))
+
+
+def test_the_attack_on_blocks_says_that_it_needs_even_sides():
+    with pytest.raises(
+        ValueError, match="the attack within 2x2 blocks needs even sides, got 13x20; give --perturb_at model"
+    ):
+        attack(flat, torch.full((1, 3, 13, 20), 0.5), torch.zeros(1, dtype=torch.long), 0.1, "box", steps=1)
 
 
 def answer_without_gradient(pixels: torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,8 @@ def path_table(
     BatchNorm statistics are interpolated, and measured anew on the images of `calibration`.
     """
     start, end = ends
-    clean, measured_on = pixels_of(data, start, device), pixels_of(calibration, start, device)
+    measured_on, _ = pixels_of(calibration, start, device)
+    clean, start = pixels_of(data, start, device)
     pixels = {name: perturbed(clean, CONDITIONS[name]) for name in PATH_CONDITIONS}
     found = {}
     for alpha in tqdm(ALPHAS, desc="between the models", unit="α"):
@@ -80,7 +81,8 @@ def shapes(start: PixelClassifier, end: PixelClassifier, data: Split, device: to
     For each operator and batch of `data` there are dL/dα, d²L/dα² and the loss itself at α = 0 and 1, all with the
     BatchNorm statistics of `start`.
     """
-    labels, clean = data.labels.to(device), pixels_of(data, start, device)
+    labels = data.labels.to(device)
+    clean, start = pixels_of(data, start, device)
     # Along Δθ alone: at the end of the line with the statistics of its start, as the derivatives have it.
     last = dict(end.named_parameters())
     direction = {name: (last[name] - parameter).detach() for name, parameter in start.named_parameters()}
@@ -119,7 +121,7 @@ def _run(session: Session) -> None:
     [(model, output)] = session.models
     start_name = _start_of(session, model)
     start, end = session.classifier(start_name), session.classifier(model)
-    require_derivatives(start)
+    require_derivatives(start, of_parameters=True)
     described = session.provenance(model, end, data) | {"start_weights_sha256": model_sha256(start_name)}
     save_json(shapes(start, end, data, session.device), described, output / "basin.json")
     described["statistics"] = {"split": "train", "images": len(calibration.labels), "sha256": calibration.fingerprint}

@@ -26,13 +26,15 @@ def certified(
     nothing can be certified. Noisy pixels are clamped to [0, 1], which is part of the classifier that is smoothed.
     """
 
+    pixels, seen = pixels_of(data, classifier, device)
+
     @torch.inference_mode()
     def classify(noisy: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = classifier(noisy.clamp(0, 1))
+        logits: torch.Tensor = seen(noisy.clamp(0, 1))
         return logits
 
     generator = torch.Generator(device).manual_seed(0)
-    certificates, pixels = {}, pixels_of(data, classifier, device)
+    certificates: dict[str, Any] = {}
     with tqdm(total=len(CERTIFIED_SIGMAS) * len(pixels), desc="certifying", unit="image") as progress:
         for sigma in CERTIFIED_SIGMAS:
             found = []

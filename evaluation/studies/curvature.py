@@ -30,7 +30,8 @@ def curvature(
     """
     if len(data.labels) % subsets:
         raise ValueError(f"{len(data.labels)} images cannot be cut into {subsets} equal subsets.")
-    clean, results = pixels_of(data, classifier, device), {}
+    clean, classifier = pixels_of(data, classifier, device)
+    results = {}
     for sigma in sigmas:
         found = []
         parts = zip(noisy(clean, sigma).chunk(subsets), data.labels.to(device).chunk(subsets))
@@ -47,7 +48,7 @@ def _run(session: Session) -> None:
     data = session.test.first(session.arguments.images)
     for model, output in session.models:
         classifier = session.classifier(model)
-        require_derivatives(classifier)
+        require_derivatives(classifier, of_parameters=True)
         result = curvature(classifier, data, session.device, SIGMAS, session.arguments.subsets)
         save_json(result, session.provenance(model, classifier, data), output / "curvature.json")
 

@@ -27,7 +27,7 @@ def null_space_table(
     """Return the answers to the images of `data` attacked within each null space and bound, and to the clean ones."""
     require_evaluation_mode(classifier)
     cells = [(projection, epsilon) for projection in PROJECTIONS for epsilon in EPSILONS]
-    clean = pixels_of(data, classifier, device)
+    clean, classifier = pixels_of(data, classifier, device)
     rows, predictions = ["clean"], [answers(classifier, clean)]
     for projection, epsilon in tqdm(cells, desc="attacking", unit="setting"):
         found = []

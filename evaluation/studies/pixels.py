@@ -4,16 +4,28 @@ import numpy as np
 import torch
 
 from nula.data import Split, to_pixels
-from nula.evaluation.classifiers import PixelClassifier
-from nula.evaluation.measuring import Operator, class_indices
+from nula.evaluation.classifiers import AT_DATA, PixelClassifier
+from nula.evaluation.measuring import Operator, class_indices, joined
 from nula.perturbations.appearance import gaussian_noise
 
 
-def pixels_of(data: Split, classifier: PixelClassifier, device: torch.device) -> torch.Tensor:
-    """Return the images as pixels (N, 3, H, W) in [0, 1], at their own size, or at the model's where sizes differ."""
+def pixels_of(data: Split, classifier: PixelClassifier, device: torch.device) -> tuple[torch.Tensor, PixelClassifier]:
+    """Return the images as pixels (N, 3, H, W) in [0, 1], and the classifier of pixels of that size.
+
+    It is the size at which images are perturbed: their own or, with `perturb_at` "model" and where sizes differ, the
+    model's, to which the classifier then does not resize them again.
+
+    Raises:
+        ValueError: sizes differ, and the model brings the images to none.
+    """
     if isinstance(data.images, torch.Tensor):
-        return to_pixels(data.images.to(device))
-    return torch.cat([classifier.resized(to_pixels(image.unsqueeze(0).to(device))) for image in data.images])
+        pixels = to_pixels(data.images.to(device))
+        return (pixels, classifier) if classifier.perturb_at == AT_DATA else _resized([pixels], classifier)
+    return _resized([to_pixels(image.unsqueeze(0).to(device)) for image in data.images], classifier)
+
+
+def _resized(parts: list[torch.Tensor], classifier: PixelClassifier) -> tuple[torch.Tensor, PixelClassifier]:
+    return joined([classifier.resized(part) for part in parts]), classifier.after_resize()
 
 
 def perturbed(pixels: torch.Tensor, operator: Operator) -> torch.Tensor:

@@ -22,7 +22,8 @@ def sensitivity(
 ) -> dict[str, Any]:
     """Return the Frobenius norm of each image's Jacobian under noise of each strength: {"norms": {σ: [...]}}."""
     require_evaluation_mode(classifier)
-    pixels, norms = pixels_of(data, classifier, device), {}
+    pixels, classifier = pixels_of(data, classifier, device)
+    norms = {}
     for sigma in tqdm(sigmas, desc="Jacobians", unit="σ"):
         values = jacobian_norms(classifier, noisy(pixels, sigma))
         norms[str(sigma)] = [float(f"{value:.5g}") for value in values.tolist()]

@@ -24,7 +24,8 @@ def save_golden(classifier: PixelClassifier, data: Split, device: torch.device, 
     """Keep the first images at the model's size, uint8 (16, H, W, 3), and their logits, to check a copy of it by."""
     first = data.first(min(GOLDEN_IMAGES, len(data.labels)))
     with torch.inference_mode():
-        resized = classifier.resized(pixels_of(first, classifier, device))
+        pixels, seen = pixels_of(first, classifier, device)
+        resized = seen.resized(pixels)
         images = (255 * resized).round().byte().permute(0, 2, 3, 1)
         logits = classifier.classify(to_pixels(images)).float()
     np.savez_compressed(file, images=images.cpu().numpy(), logits=logits.cpu().numpy())
