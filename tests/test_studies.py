@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nula.configuration_nula import CIFAR10_LABELS
-from nula.evaluation.classifiers import load_classifier
+from nula.evaluation.classifiers import load_classifier, of_function
 from nula.evaluation.curvature import loss_hessian, power_iteration, spectrum_ends
 from nula.evaluation.interpolation import interpolate, shape_along, with_new_statistics
 from nula.evaluation.jacobian import jacobian_norms, require_evaluation_mode
@@ -201,7 +201,7 @@ def test_the_studies_run_on_small_models(classifier, linear, test_split):
         assert one["lanczos"]["largest"] >= one["power_iteration"]["eigenvalue"] - 1e-2
     with pytest.raises(ValueError, match="20 images cannot be cut into 3 equal subsets"):
         curvature(classifier, few, device, (0.0,), subsets=3)
-    table = null_space_table(linear, few, device, {})
+    table = null_space_table(of_function(linear, 10).eval(), few, device, {})
     assert table.rows[:4] == ("clean", "free ε = 2/255", "free ε = 4/255", "free ε = 8/255")
     assert table.predictions.shape == (10, 20)
     right = dict(zip(table.rows, (table.predictions == table.labels).sum(axis=1)))
