@@ -181,7 +181,9 @@ def load_split(
         try:
             pixels = processor.pixels(_decoded(row[image_column]))
         except Exception as error:  # on a broken file PIL raises OSError, SyntaxError, struct.error, ...
-            raise ValueError(f"{where} image {index} cannot be read: {error}") from error
+            file = (row[image_column] or {}).get("path")
+            name = f" ({Path(file).name})" if file else ""
+            raise ValueError(f"{where} image {index}{name} cannot be read: {error}") from error
         images.append(pixels[0].permute(1, 2, 0).numpy())
     return Split.of(images.stacked(), labels, names)
 

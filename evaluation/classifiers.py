@@ -182,11 +182,22 @@ def load_classifier(
     if labels is None:
         if names is None:
             raise ValueError(f"{model} does not tell its classes; a function does by its attribute `labels`.")
-        labels = [str(index) for index in range(len(names))]
+        labels = [str(index) for index in range(_outputs(loaded))]
     match = match_classes(labels if names is None else names, labels, classes)
     classifier = PixelClassifier(loaded, match, perturb_at)
     classifier.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch
     return classifier
+
+
+@torch.inference_mode()
+def _outputs(loaded: Loaded) -> int:
+    """How many logits a model that does not name its classes gives."""
+    size = loaded.processing.resize or SIDE
+    height, width = (size, size) if isinstance(size, int) else size
+    logits: torch.Tensor = loaded.model.eval()(torch.zeros(1, 3, height, width))
+    if logits.ndim != 2:
+        raise ValueError(f"the model gives {tuple(logits.shape)} for one image, must be (1, classes).")
+    return logits.shape[1]
 
 
 def of_function(function: Callable[[torch.Tensor], torch.Tensor], classes: int) -> PixelClassifier:

@@ -65,11 +65,13 @@ def predict(
         generator = torch.Generator().manual_seed(measurement.seed * 1_000_003 + int(block))
         parts = _parts(images[start : start + BLOCK], device)
         if classifier.perturb_at == AT_MODEL:
-            parts = [measurement.apply(joined([classifier.resized(part) for part in parts]), generator)]
+            sized = measurement.apply(joined([classifier.resized(part) for part in parts]), generator)
+            begin = _time(device)
         else:
             parts = [measurement.apply(part, generator) for part in parts]
-        begin = _time(device)
-        logits = classifier.classify(joined([classifier.resized(part) for part in parts])).float()
+            begin = _time(device)
+            sized = joined([classifier.resized(part) for part in parts])
+        logits = classifier.classify(sized).float()
         seconds += _time(device) - begin
         padded = F.pad(logits, (0, 0, 0, BLOCK - len(logits)))  # the last block may be shorter
         gathered.append(accelerator.gather_for_metrics(padded.unsqueeze(0)).cpu())  # (processes, BLOCK, classes)

@@ -50,6 +50,10 @@ class Session:
         """The images of the test split, at their own sizes."""
         return self.source.test()
 
+    def first_images(self) -> Split:
+        """Return the first --images of the test split, or all where there are fewer."""
+        return self.test.first(min(self.arguments.images, len(self.test.labels)))
+
     @property
     def models(self) -> list[tuple[str, Path]]:
         """Each model, and the folder of its results: --output itself for one, a folder in it for each of several.
@@ -68,7 +72,10 @@ class Session:
         """Load a model for the classes of the data, as the options say."""
         file: Path | None = self.arguments.classes
         classes = None if file is None else read_classes(file)
-        return load_classifier(model, self.test.names, self.device, classes, self.arguments.perturb_at)
+        try:
+            return load_classifier(model, self.test.names, self.device, classes, self.arguments.perturb_at)
+        except ValueError as error:
+            raise ValueError(f"{model}: {error}") from error
 
     def provenance(self, model: str, classifier: PixelClassifier, data: Split) -> dict[str, Any]:
         """Return what a result must tell of how it came about, settings aside, which the command tells."""
@@ -110,8 +117,8 @@ class Session:
             after: leaves what else is to be in the folder; its table has the logits, which are then kept.
         """
         tables, partial = [], []
-        for model, output in self.models:
-            classifier = self.classifier(model)
+        classifiers = [self.classifier(model) for model, _ in self.models]  # told of before any is measured
+        for (model, output), classifier in zip(self.models, classifiers):
             described = self.provenance(model, classifier, self.test) | (recorded or {})
             folder = output / part
             keep = after is not None
@@ -141,6 +148,7 @@ def print_accuracies(table: Table) -> None:
 
 
 def save_json(result: dict[str, Any], provenance: dict[str, Any], file: Path) -> None:
-    """Write a study's result behind its provenance."""
+    """Write a study's result behind its provenance, and say where."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"provenance": provenance, **result}, indent=1) + "\n")
+    print(f"raw results in {file}")

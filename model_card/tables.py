@@ -51,7 +51,7 @@ def measured(releases: Releases, study: str = "") -> dict[str, Table]:
         if not table.same_cells(reference) or table.origin != reference.origin:
             raise ValueError(
                 f"{first.results.folder / study} and {release.results.folder / study} are not of the same rows, seeds "
-                "and images, by the same definitions."
+                "and images, by the same definitions; releases beside each other must be."
             )
     return {release.name: table for release, table in found}
 

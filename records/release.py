@@ -182,7 +182,9 @@ def load_releases(root: Path) -> dict[str, Release]:
     for file in sorted(root.glob(f"*/{FILE}")):
         release = Release.load(file.parent)
         if release.name != file.parent.name:
-            raise ValueError(f"{file}: name is {release.name!r}, must be that of its folder, {file.parent.name!r}.")
+            raise ValueError(
+                f"{file}: name is {release.name!r}, must be that of its folder, {file.parent.name!r}; edit it."
+            )
         found[release.name] = release
     if not found:
         raise FileNotFoundError(f"{root} holds no release; a release is a folder with a {FILE} in it.")

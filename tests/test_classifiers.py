@@ -179,6 +179,10 @@ def test_a_function_is_a_classifier(tmp_path, monkeypatch, pixels):
     assert torch.equal(classifier(pixels), pixels[:, [1, 0], 16, 16])
     require_derivatives(classifier)
     assert model_sha256("mine:center") is None
+    second = load_classifier("mine:detached", ("a",), CPU, {"a": 1})  # the function has two outputs
+    assert torch.equal(second(pixels), pixels[:, 1:2, 16, 16])
+    with pytest.raises(ValueError, match="no class for 'a', 'b', 'c' of the data; it has '0', '1'"):
+        load_classifier("mine:detached", ("a", "b", "c"), CPU)
     unnamed = load_classifier("mine:detached", ("a", "b"), CPU)
     assert unnamed.record()["classes"]["matched"] == "in order"
     with pytest.raises(ValueError, match=r"needs derivatives, and the model \(function\) has none"):
@@ -317,6 +321,18 @@ def test_images_of_several_sizes_have_the_noise_of_their_block(monkeypatch):
             center(F.interpolate(one, (5, 6), mode="bilinear", antialias=True).clamp(0, 1))[0] for one in noisy
         ]
     torch.testing.assert_close(logits, torch.stack(expected))
+
+
+def test_an_image_is_cropped_once_wherever_it_is_perturbed():
+    image = torch.randint(256, (1, 20, 30, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    untouched = Measurement(name="clean", apply=lambda pixels, generator: pixels)
+    processing = Processing(resize=12, crop=(6, 6))
+    expected = center(processing.resized(to_pixels(image)))
+    for place in ("data", "model"):
+        classifier = of_function(center, 2)
+        classifier.processing, classifier.perturb_at = processing, place
+        logits, _ = predict(classifier, image, untouched, Accelerator(cpu=True))
+        assert torch.equal(logits, expected)
 
 
 def test_images_of_several_sizes_need_a_model_with_one(animals):

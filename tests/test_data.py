@@ -159,7 +159,7 @@ def test_an_empty_split_is_refused(tmp_path):
 def test_a_broken_image_is_told_of_by_its_place(image_folder):
     broken = Path(image_folder) / "train" / "cat" / "1.png"
     broken.write_bytes(broken.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"\(train\) image 3 cannot be read: "):
+    with pytest.raises(ValueError, match=r"\(train\) image 3 \(1\.png\) cannot be read: "):
         load_split(image_folder, "train")
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -193,6 +194,38 @@ def test_all_studies_run_with_their_own_settings(tiny_folder, tmp_path, monkeypa
     for study, session in ran.items():
         assert session.arguments.study == study
         assert session.models == [(name, tmp_path)]
+
+
+def test_a_study_takes_what_images_there_are(tiny_folder, tmp_path, monkeypatch, capsys):
+    arguments = [
+        "sensitivity",
+        "--model",
+        str(tiny_folder),
+        "--dataset",
+        str(SAMPLE),
+        "--output",
+        str(tmp_path),
+        "--cpu",
+    ]
+    monkeypatch.setattr(sys, "argv", ["nula", "evaluate", *arguments])  # its thousand images, of two hundred
+    main()
+    assert json.loads((tmp_path / "sensitivity.json").read_text())["provenance"]["dataset"]["images"] == 200
+    assert f"raw results in {tmp_path}/sensitivity.json" in capsys.readouterr().out
+
+
+def test_the_line_starts_from_the_weights_that_a_release_was_tuned_from(tmp_path, monkeypatch):
+    for name in ("v0", "v1"):
+        shutil.copytree(ROOT / "releases" / name, tmp_path / name, ignore=shutil.ignore_patterns("results", "seeds"))
+    start = basin._start_of
+    session = SimpleNamespace(arguments=SimpleNamespace(start=None))
+    assert start(session, str(tmp_path / "v1")) == str(tmp_path / "v0")
+    shutil.copy(tmp_path / "v1" / "model.safetensors", tmp_path / "v0")
+    with pytest.raises(ValueError, match=r"give --start: .*v1 was fine-tuned from other weights than those in .*v0"):
+        start(session, str(tmp_path / "v1"))
+    with pytest.raises(ValueError, match=r"give --start, the model that .*v0 was fine-tuned from; no release tells it"):
+        start(session, str(tmp_path / "v0"))
+    session.arguments.start = "another"
+    assert start(session, str(tmp_path / "v1")) == "another"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ def check_setting(data: Split, accelerator: Accelerator, recipe: Recipe) -> None
     if recipe.batch_size % processes:
         raise ValueError(f"batch_size {recipe.batch_size} cannot be shared evenly by {processes} processes.")
     if count < recipe.batch_size:
-        raise ValueError(f"{count} images are fewer than one batch of {recipe.batch_size}.")
+        raise ValueError(
+            f"{count} images are fewer than one batch of {recipe.batch_size}; give --recipe batch_size={count} or less."
+        )
     if accelerator.mixed_precision == "fp16":
         raise ValueError("mixed precision fp16 is not supported, as two optimisers would share its scaler; take bf16.")
     side = square_images(data).shape[1]

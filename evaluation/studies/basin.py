@@ -109,16 +109,21 @@ def _start_of(session: Session, model: str) -> str:
     if given is not None:
         return given
     folder = Path(model)
-    parent = Release.load(folder).parent if (folder / FILE).is_file() else None
-    if parent is None or not (folder.parent / parent / FILE).is_file():
+    release = Release.load(folder) if (folder / FILE).is_file() else None
+    start = folder.parent / release.parent if release is not None and release.parent is not None else None
+    if release is None or start is None or not (start / FILE).is_file():
         raise ValueError(f"give --start, the model that {model} was fine-tuned from; no release tells it.")
-    return str(folder.parent / parent)
+    if Release.load(start).weights_sha256 != release.training["initial_weights_sha256"]:
+        raise ValueError(f"give --start: {model} was fine-tuned from other weights than those in {start}.")
+    return str(start)
 
 
 def _run(session: Session) -> None:
-    count: int = session.arguments.images
-    data, calibration = session.test.first(count), session.source.train().first(count)
     [(model, output)] = session.models
+    data, train = session.first_images(), session.source.train()
+    if len(data.labels) <= LINE_BATCH:
+        raise ValueError(f"basin needs more than {LINE_BATCH} test images, has {len(data.labels)}.")
+    calibration = train.first(min(len(data.labels), len(train.labels)))
     start_name = _start_of(session, model)
     start, end = session.classifier(start_name), session.classifier(model)
     require_derivatives(start, of_parameters=True)

@@ -46,7 +46,7 @@ def certified(
 
 
 def _run(session: Session) -> None:
-    data = session.test.first(session.arguments.images)
+    data = session.first_images()
     for model, output in session.models:
         classifier = session.classifier(model)
         result = certified(classifier, data, session.device, session.arguments.draws)

@@ -45,11 +45,11 @@ def curvature(
 
 
 def _run(session: Session) -> None:
-    data = session.test.first(session.arguments.images)
+    data, subsets = session.first_images(), session.arguments.subsets
     for model, output in session.models:
         classifier = session.classifier(model)
         require_derivatives(classifier, of_parameters=True)
-        result = curvature(classifier, data, session.device, SIGMAS, session.arguments.subsets)
+        result = curvature(classifier, data, session.device, SIGMAS, subsets)
         save_json(result, session.provenance(model, classifier, data), output / "curvature.json")
 
 

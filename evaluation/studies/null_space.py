@@ -46,13 +46,14 @@ def null_space_table(
 
 
 def _run(session: Session) -> None:
-    data = session.test.first(session.arguments.images)
+    data = session.first_images()
     for model, output in session.models:
         classifier = session.classifier(model)
         require_derivatives(classifier)
         described = session.provenance(model, classifier, data)
         table = null_space_table(classifier, data, session.device, described)
         table.save(output / "null_space")
+        print(f"raw results in {output / 'null_space'}")
         print_accuracies(table)
 
 

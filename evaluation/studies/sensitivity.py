@@ -31,7 +31,7 @@ def sensitivity(
 
 
 def _run(session: Session) -> None:
-    data = session.test.first(session.arguments.images)
+    data = session.first_images()
     for model, output in session.models:
         classifier = session.classifier(model)
         require_derivatives(classifier)

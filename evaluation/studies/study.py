@@ -36,4 +36,9 @@ class Study:
 
 def add_images(parser: argparse.ArgumentParser, default: int, least: int) -> None:
     """Add --images, the number of test images that a study takes."""
-    parser.add_argument("--images", type=at_least(least), default=default, help="of the test split, from its start")
+    parser.add_argument(
+        "--images",
+        type=at_least(least),
+        default=default,
+        help="of the test split, from its start; all where there are fewer",
+    )
