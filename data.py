@@ -18,6 +18,7 @@ from tqdm import tqdm
 from nula.image_processing_nula import NulaImageProcessor
 from nula.reading_nula import load_image
 from nula.records.cifar10 import CIFAR10
+from nula.records.provenance import public_argument
 from nula.records.weights import found
 
 if TYPE_CHECKING:  # `datasets` is imported where data are read: cards and payloads do without it
@@ -120,6 +121,16 @@ class DataSource:
     def test(self, image_size: int | None = None) -> Split:
         """Decode the test split, see `load_split`."""
         return self._load(self.test_split, image_size)
+
+    def record(self, split: str, data: Split) -> dict[str, Any]:
+        """Return what records tell of the images `data` of `split`; a local path by its last part alone."""
+        return {
+            "name": public_argument(self.dataset),
+            "split": split,
+            "images": len(data.labels),
+            "sha256": data.fingerprint,
+            "classes": list(data.names),
+        }
 
     def _load(self, split: str, image_size: int | None) -> Split:
         columns = {"image_column": self.image_column, "label_column": self.label_column}

@@ -12,7 +12,7 @@ from nula.evaluation.monte_carlo import correct_draws, gap
 from nula.evaluation.studies.basin import ALPHAS, INTERPOLATED, NOISE, UNPERTURBED, path_row
 from nula.records.release import Results
 from nula.records.statistics import flips, mcnemar_p, mean_interval, variance_ratio_interval
-from nula.records.table import CLEAN, Table
+from nula.records.table import CLEAN, Table, origin_of
 
 HOLDS, FAILS, UNCLEAR, UNMEASURED = "holds", "does not hold", "too noisy to say", "not measured"
 FLAT = 0.1  # of noise's change of loss: what a structured operator's may be at most to be called flat
@@ -91,7 +91,7 @@ def stored_record(results: Results, study: str) -> dict[str, Any]:
 def paired_tables(v0: Results, v1: Results, study: str = "") -> tuple[Table, Table]:
     """Return two stored tables of the same rows, seeds and images."""
     first, second = stored_table(v0, study), stored_table(v1, study)
-    if not first.same_cells(second) or first.origin != second.origin:
+    if not first.is_comparable(second):
         raise ValueError(
             f"{v0.folder / study} and {v1.folder / study} are not of the same rows, seeds and images, by the same "
             "definitions."
@@ -102,14 +102,10 @@ def paired_tables(v0: Results, v1: Results, study: str = "") -> tuple[Table, Tab
 def paired_records(v0: Results, v1: Results, study: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return two stored studies of the same images."""
     first, second = stored_record(v0, study), stored_record(v1, study)
-    if _origin(first["provenance"]) != _origin(second["provenance"]):
+    if origin_of(first["provenance"]) != origin_of(second["provenance"]):
         files = [results.folder / f"{study}.json" for results in (v0, v1)]
         raise ValueError(f"{files[0]} and {files[1]} are not of the same images, by the same definitions.")
     return first, second
-
-
-def _origin(provenance: dict[str, Any]) -> tuple[str, int]:
-    return provenance["dataset"]["sha256"], provenance["definitions_version"]
 
 
 def check_line(v0: Results, v1: Results, provenance: dict[str, Any]) -> None:

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig
 
 from nula.configuration_nula import NulaConfig
-from nula.data import SIDE
 from nula.evaluation.classes import ClassMatch, match_classes
 from nula.evaluation.processing import Processing, processing_of
 from nula.image_processing_nula import NulaImageProcessor
@@ -63,8 +62,7 @@ class PixelClassifier(nn.Module):
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the images that it takes as they are; 32x32 where it takes any."""
-        size = self.processing.crop or self.processing.resize or SIDE
-        return (size, size) if isinstance(size, int) else size
+        return self.processing.size
 
     def resized(self, pixels: torch.Tensor) -> torch.Tensor:
         """Resize and crop pixels in [0, 1] to the model's size."""
@@ -192,9 +190,7 @@ def load_classifier(
 @torch.inference_mode()
 def _outputs(loaded: Loaded) -> int:
     """How many logits a model that does not name its classes gives."""
-    size = loaded.processing.resize or SIDE
-    height, width = (size, size) if isinstance(size, int) else size
-    logits: torch.Tensor = loaded.model.eval()(torch.zeros(1, 3, height, width))
+    logits: torch.Tensor = loaded.model.eval()(torch.zeros(1, 3, *loaded.processing.size))
     if logits.ndim != 2:
         raise ValueError(f"the model gives {tuple(logits.shape)} for one image, must be (1, classes).")
     return logits.shape[1]

@@ -11,8 +11,7 @@ from nula.records.table import Table, row_title
 def check_comparable(tables: Sequence[Table]) -> None:
     """Raise ValueError unless all tables are of the same rows, seeds and images."""
     for table in tables[1:]:
-        same_images = table.provenance.get("dataset") is None or table.origin == tables[0].origin
-        if not table.same_cells(tables[0]) or not same_images:
+        if not table.is_comparable(tables[0]):
             raise ValueError("only tables of the same rows, seeds and images can be compared.")
 
 

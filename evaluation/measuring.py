@@ -19,6 +19,7 @@ from nula.data import Split, to_pixels
 from nula.evaluation.classifiers import AT_MODEL, PixelClassifier
 from nula.perturbations.suite import ROWS
 from nula.records.table import Table
+from nula.runtime.speed import Clock
 
 BLOCK = 500  # images that share a generator, so that noise is the same for any number of processes
 
@@ -58,6 +59,7 @@ def predict(
     and by the one generator of their block.
     """
     device, count = accelerator.device, len(images)
+    clock = Clock(device)
     blocks = accelerator.prepare_data_loader(DataLoader(range(-(-count // BLOCK)), batch_size=1))  # type: ignore[arg-type]
     gathered, done, seconds = [], 0, 0.0
     for (block,) in blocks:
@@ -66,13 +68,13 @@ def predict(
         parts = _parts(images[start : start + BLOCK], device)
         if classifier.perturb_at == AT_MODEL:
             sized = measurement.apply(joined([classifier.resized(part) for part in parts]), generator)
-            begin = _time(device)
+            begin = clock.read()
         else:
             parts = [measurement.apply(part, generator) for part in parts]
-            begin = _time(device)
+            begin = clock.read()
             sized = joined([classifier.resized(part) for part in parts])
         logits = classifier.classify(sized).float()
-        seconds += _time(device) - begin
+        seconds += clock.read() - begin
         padded = F.pad(logits, (0, 0, 0, BLOCK - len(logits)))  # the last block may be shorter
         gathered.append(accelerator.gather_for_metrics(padded.unsqueeze(0)).cpu())  # (processes, BLOCK, classes)
         if progress is not None:
@@ -185,10 +187,3 @@ def _table(
         provenance={**provenance, "seconds": seconds, "forward_seconds": forward_seconds},
         logits=logits.numpy() if keep_logits else None,
     )
-
-
-def _time(device: torch.device) -> float:
-    """Seconds, after the device has finished what it was given."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from nula.data import to_pixels
+from nula.data import SIDE, to_pixels
 from nula.image_processing_nula import RESAMPLING, normalize
 
 BYTES_OFF = 2.5  # of 255: how far rounding between a processor's steps may lead from the same without rounding
@@ -35,6 +35,12 @@ class Processing:
     crop_start: Callable[[int], int] = lambda cut: cut // 2
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of the images that stay as they are; 32x32 where all do."""
+        size = self.crop or self.resize or SIDE
+        return (size, size) if isinstance(size, int) else size
 
     def resized(self, pixels: torch.Tensor) -> torch.Tensor:
         """Resize and crop pixels (B, 3, H, W) in [0, 1] to the model's size."""

@@ -28,6 +28,16 @@ AfterTable = Callable[[PixelClassifier, Table, Path], None]  # what else is left
 
 
 @dataclass(frozen=True)
+class Subject:
+    """One model that is measured: the classifier, what its results tell of how they came about, and their folder."""
+
+    model: str
+    classifier: PixelClassifier
+    provenance: dict[str, Any]
+    output: Path
+
+
+@dataclass(frozen=True)
 class Session:
     """What the command line asks for, and the processes that carry it out."""
 
@@ -83,20 +93,22 @@ class Session:
             "model": public_argument(model),
             "weights_sha256": model_sha256(model),
             "classifier": classifier.record(),
-            "dataset": {
-                "name": public_argument(self.source.dataset),
-                "split": self.source.test_split,
-                "images": len(data.labels),
-                "image_size": data.size,
-                "classes": list(data.names),
-                "sha256": data.fingerprint,
-            },
+            "dataset": self.source.record(self.source.test_split, data) | {"image_size": data.size},
             "definitions_version": DEFINITIONS_VERSION,
             "command": command_again("nula evaluate", sys.argv[2:]),
             "device": self.device.type,
             "date": datetime.date.today().isoformat(),
             "versions": library_versions(),
         }
+
+    def subjects(self, data: Split) -> list[Subject]:
+        """Return every model with the record of results on `data`; what is wrong with one is told of before any runs.
+
+        Raises:
+            OSError, ValueError: a model cannot be loaded, or its classes do not match those of the data.
+        """
+        loaded = [(model, self.classifier(model), output) for model, output in self.models]
+        return [Subject(model, one, self.provenance(model, one, data), output) for model, one, output in loaded]
 
     def measure(
         self,
@@ -117,11 +129,10 @@ class Session:
             after: leaves what else is to be in the folder; its table has the logits, which are then kept.
         """
         tables, partial = [], []
-        classifiers = [self.classifier(model) for model, _ in self.models]  # told of before any is measured
-        for (model, output), classifier in zip(self.models, classifiers):
-            described = self.provenance(model, classifier, self.test) | (recorded or {})
-            folder = output / part
-            keep = after is not None
+        keep = after is not None
+        for subject in self.subjects(self.test):
+            model, classifier, folder = subject.model, subject.classifier, subject.output / part
+            described = subject.provenance | (recorded or {})
             table = evaluate(classifier, self.test, rows, self.accelerator, described, folder=folder, keep_logits=keep)
             tables.append(table)
             if self.accelerator.is_main_process:

@@ -48,7 +48,7 @@ def measured(releases: Releases, study: str = "") -> dict[str, Table]:
     found = [(release, table) for release, table in stored if table is not None]
     for release, table in found[1:]:
         first, reference = found[0]
-        if not table.same_cells(reference) or table.origin != reference.origin:
+        if not table.is_comparable(reference):
             raise ValueError(
                 f"{first.results.folder / study} and {release.results.folder / study} are not of the same rows, seeds "
                 "and images, by the same definitions; releases beside each other must be."

@@ -1,7 +1,7 @@
 """The class predicted for each image under each perturbation, stored raw, and what is read off it by the row's name."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,14 @@ CLEAN = "Clean (CIFAR-10 Test)"  # the row of unperturbed images, as the publish
 def row_title(name: str, of_cifar10: bool) -> str:
     """Return what a row is called in a text: it names CIFAR-10 only where the images are its test split."""
     return name if of_cifar10 or name != CLEAN else "Clean"
+
+
+def origin_of(provenance: Mapping[str, Any]) -> tuple[str | None, int | None]:
+    """Return what must agree between results that are compared: hash of the images, version of the definitions.
+
+    None stands for what the provenance does not tell.
+    """
+    return provenance.get("dataset", {}).get("sha256"), provenance.get("definitions_version")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,18 +106,18 @@ class Table:
         return tuple(self.provenance.get("dataset", {}).get("classes", CIFAR10_LABELS))
 
     @property
-    def origin(self) -> tuple[str, int]:
-        """What must agree between results that are compared: hash of the images, version of the definitions."""
-        return self.provenance["dataset"]["sha256"], self.provenance["definitions_version"]
+    def origin(self) -> tuple[str | None, int | None]:
+        """Which images were measured, and by which definitions, see `origin_of`."""
+        return origin_of(self.provenance)
 
     @property
     def of_cifar10(self) -> bool:
         """Whether the images are the whole of CIFAR-10's test split, as those of the published figures are."""
         return is_cifar10(self.provenance.get("dataset", {"sha256": None}), "test")
 
-    def same_cells(self, other: "Table") -> bool:
-        """Tell whether `other` has the same rows, seeds and labels."""
-        same_rows = (self.rows, self.seeds) == (other.rows, other.seeds)
+    def is_comparable(self, other: "Table") -> bool:
+        """Tell whether `other` has the same rows, seeds and images, by the same definitions."""
+        same_rows = (self.rows, self.seeds, self.origin) == (other.rows, other.seeds, other.origin)
         return same_rows and np.array_equal(self.labels, other.labels)
 
     def accuracies(self) -> dict[str, float]:

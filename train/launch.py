@@ -143,9 +143,8 @@ def train_and_record(inputs: RunInputs, arguments: argparse.Namespace, accelerat
         As `train` says, and OSError: the results cannot be written.
     """
     output_dir, data, model = inputs.settings.output_dir, inputs.data.train, inputs.start.model
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     accelerator.print(
-        f"{inputs.settings.recipe.name}: {parameters:,} parameters, {len(data.labels):,} images, "
+        f"{inputs.settings.recipe.name}: {model.num_parameters():,} parameters, {len(data.labels):,} images, "
         f"processes: {accelerator.num_processes}"
     )
     if inputs.start.parent is not None and inputs.start.parent.head in (HEAD_REORDERED, HEAD_NEW):

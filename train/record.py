@@ -65,7 +65,8 @@ class RunInputs:
 
 def training_record(inputs: RunInputs, log: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
     """Return what training.json says of a run whose weights have been saved."""
-    settings, model, data, parent = inputs.settings, inputs.start.model, inputs.data.train, inputs.start.parent
+    settings, model, parent = inputs.settings, inputs.start.model, inputs.start.parent
+    source, data = inputs.data.source, inputs.data.train
     return {
         "weights_sha256": weights_sha256(settings.output_dir),
         "recipe": asdict(settings.recipe),
@@ -76,15 +77,8 @@ def training_record(inputs: RunInputs, log: dict[str, Any], accelerator: Acceler
         "head": None if parent is None else parent.head,
         "seed": settings.seed,
         "max_steps": settings.max_steps,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "dataset": {
-            "name": public_argument(inputs.data.source.dataset),
-            "split": inputs.data.source.train_split,
-            "images": len(data.labels),
-            "sha256": data.fingerprint,
-            "classes": list(data.names),
-            "image_size": data.images[0].shape[0],
-        },
+        "parameters": model.num_parameters(),
+        "dataset": source.record(source.train_split, data) | {"image_size": data.images[0].shape[0]},
         **log,
         "hardware": _hardware(accelerator),
         "versions": library_versions(),

@@ -47,10 +47,9 @@ def certified(
 
 def _run(session: Session) -> None:
     data = session.first_images()
-    for model, output in session.models:
-        classifier = session.classifier(model)
-        result = certified(classifier, data, session.device, session.arguments.draws)
-        save_json(result, session.provenance(model, classifier, data), output / "certified.json")
+    for subject in session.subjects(data):
+        result = certified(subject.classifier, data, session.device, session.arguments.draws)
+        save_json(result, subject.provenance, subject.output / "certified.json")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -46,11 +46,10 @@ def curvature(
 
 def _run(session: Session) -> None:
     data, subsets = session.first_images(), session.arguments.subsets
-    for model, output in session.models:
-        classifier = session.classifier(model)
-        require_derivatives(classifier, of_parameters=True)
-        result = curvature(classifier, data, session.device, SIGMAS, subsets)
-        save_json(result, session.provenance(model, classifier, data), output / "curvature.json")
+    for subject in session.subjects(data):
+        require_derivatives(subject.classifier, of_parameters=True)
+        result = curvature(subject.classifier, data, session.device, SIGMAS, subsets)
+        save_json(result, subject.provenance, subject.output / "curvature.json")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -47,13 +47,11 @@ def null_space_table(
 
 def _run(session: Session) -> None:
     data = session.first_images()
-    for model, output in session.models:
-        classifier = session.classifier(model)
-        require_derivatives(classifier)
-        described = session.provenance(model, classifier, data)
-        table = null_space_table(classifier, data, session.device, described)
-        table.save(output / "null_space")
-        print(f"raw results in {output / 'null_space'}")
+    for subject in session.subjects(data):
+        require_derivatives(subject.classifier)
+        table = null_space_table(subject.classifier, data, session.device, subject.provenance)
+        table.save(subject.output / "null_space")
+        print(f"raw results in {subject.output / 'null_space'}")
         print_accuracies(table)
 
 

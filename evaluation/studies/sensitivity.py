@@ -32,11 +32,10 @@ def sensitivity(
 
 def _run(session: Session) -> None:
     data = session.first_images()
-    for model, output in session.models:
-        classifier = session.classifier(model)
-        require_derivatives(classifier)
-        result = sensitivity(classifier, data, session.device, SIGMAS)
-        save_json(result, session.provenance(model, classifier, data), output / "sensitivity.json")
+    for subject in session.subjects(data):
+        require_derivatives(subject.classifier)
+        result = sensitivity(subject.classifier, data, session.device, SIGMAS)
+        save_json(result, subject.provenance, subject.output / "sensitivity.json")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
