@@ -96,6 +96,10 @@ def require_integer(name: str, value: Any, minimum: int) -> int:
     return int(value)
 
 
+def require_labels(config: Any) -> None:
+    """Stub."""
+
+
 def require_positive(name: str, value: Any) -> None:
     """Raise a ValueError that begins with `name` unless `value` is a finite number above 0."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < float("inf"):

@@ -18,8 +18,9 @@ from .configuration_nula import NulaConfig
 
 if TYPE_CHECKING:
     # Never executed. Saving copies the files that the text of this one imports, and a model that is saved or pushed
-    # without its processor's and its pipeline's code cannot be loaded by `pipeline(...)`. The last two are imported by
+    # without its processor's and its pipeline's code cannot be loaded by `pipeline(...)`. The others are imported by
     # the pipeline, but from a folder transformers 5.3 loads only what the text of this file itself imports.
+    from .batching_nula import images_of  # noqa: F401
     from .image_processing_nula import NulaImageProcessor  # noqa: F401
     from .pipeline_nula import NulaImageClassificationPipeline  # noqa: F401
     from .reading_nula import load_image  # noqa: F401

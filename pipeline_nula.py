@@ -1,58 +1,71 @@
 """Image classification from any source of images; named by `custom_pipelines` in config.json."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, IterableDataset
 from transformers import ImageClassificationPipeline
 
-from .configuration_nula import require_fraction, require_integer, require_positive
-from .reading_nula import (
-    BYTES,
-    IN_MEMORY,
-    MAX_BYTES,
-    TIMEOUT,
-    explained,
-    image_files,
-    is_folder,
-    load_image,
-    rows,
-)
+from .batching_nula import Item, ReadAhead, Readers, batches, flattened, images_of, one_ahead, regrouped
+from .configuration_nula import require_fraction, require_integer, require_labels, require_positive
+from .reading_nula import Reading, explained
 from .smoothing_nula import CONFIDENCE, certify
 
 BATCH_SIZE = 64  # images a forward pass, where that many are at hand
-THREADS = 8  # that read and decode files and URLs
+THREADS = 8  # that fetch URLs; as many decode as there are cores
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What a call asks for."""
+
+    batch_size: int | None
+    threads: int
+    on_error: str
+    reading: Reading
+    forward: dict[str, Any]
+    postprocess: dict[str, Any]
 
 
 class NulaImageClassificationPipeline(ImageClassificationPipeline):
     """The stock image-classification pipeline with NULA's way of reading images: same results, more inputs, less time.
 
-    An image is a path, an http(s) or data URL, the bytes of an image file, a PIL image, or a numpy array or torch
-    tensor of shape (3, H, W) or (H, W, 3). On a CPU the pipeline lays out the model's weights channels_last, which is
-    faster there and changes no value of theirs. A call takes
+    An image is a path, an http(s) or data URL, the bytes of an image file, an open file or upload (an object with
+    `read`, which is rewound first if it can be), a row {"bytes", "path"} of a data set that is not decoded, a PIL
+    image, or a numpy array or torch tensor of shape (3, H, W) or (H, W, 3), with 1 or 4 channels in place of 3, or
+    (H, W). On a CPU the pipeline lays out the model's weights channels_last, which is faster there and changes no value
+    of theirs. The model answers in evaluation mode, whatever mode it is in. A call takes
 
     - an image, and gives its answer;
     - an array of images with a leading batch axis, or a folder, whose images are those of `image_files`, and gives a
       list of answers;
     - a list or tuple of any of these, and gives a list of what each of them gives;
-    - a torch data set (such as transformers' `KeyDataset`), a column of a data set, or an iterator, of any of these,
-      and gives an iterator, which holds two batches at most: one that is answered and one that is being read. Of an
-      iterator it reads no further than its answers are asked for, unless `batch_size` is given.
+    - a torch data set (such as transformers' `KeyDataset`), a column of a data set or of a table of pandas, polars or
+      Arrow, or an iterator, of any of these, and gives an iterator, which holds two batches at most: one that is
+      answered and one that is being read;
+    - a torch DataLoader, and gives an iterator of the list of answers of each batch; labels beside the images are
+      passed over.
+
+    An iterator is read one item at a time, when an answer is asked for. With a `batch_size` above 1 it is read ahead by
+    a thread, and what it has given is answered when no more comes at once. An error that it raises is raised behind the
+    answers of what it gave before.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: an image that is not there, cannot be read, or is not an image; the
-            message names it, its place among several, and what is allowed.
+            message names it, its place among several, and what is allowed. Where an iterator is answered the answers
+            of the images before it are given first.
     """
 
     _load_video_processor = False  # there is none; looking for one would cost a request a load
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        require_labels(self.model.config)
+        self.model.eval()
         if self.device.type == "cpu":
             self.model.to(memory_format=torch.channels_last)  # the same weights, in the order that its kernels prefer
 
@@ -64,12 +77,16 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
         Args:
             inputs: see the class.
             batch_size: images a forward pass; unless given up to 64, and of an iterator those of one item.
-            num_workers: threads that read and decode files and URLs; 8 unless given. One that has begun to read is
-                waited for when the program ends.
+            num_workers: threads that fetch URLs, 8 unless given. As many, but no more than there are cores, read files,
+                and no more than 50 million pixels at once. One that has begun to read is waited for when the program
+                ends.
             top_k: how many labels to return, best first; 5 unless given.
             function_to_apply: "softmax" (unless given), "sigmoid" or "none".
             timeout: seconds that a URL's server may be silent, and that its content may take in all; 30 unless given.
             max_bytes: of what a URL gives; 100 MiB unless given. (The limit of pixels is PIL.Image.MAX_IMAGE_PIXELS.)
+            formats: names of formats that Pillow has been given a decoder for, such as ("HEIF",), and that are taken
+                besides the usual ones. They are as safe as their decoder.
+            frame: which frame of an animation, or page of a stack, is taken from a file; 0 unless given.
             on_error: "raise" (unless given), or "return": {"error": message} stands in the place of an image that
                 cannot be classified, and the others are answered.
             noise_draws, noise_std: certify the answer of the smoothed classifier, see `certify`, by that many draws of
@@ -83,125 +100,127 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
             and the label is None where nothing can be certified.
         """
         inputs = kwargs.pop("images", inputs)  # as the stock pipeline calls them too
-        batch_size = kwargs.pop("batch_size", self._batch_size)
-        num_workers = kwargs.pop("num_workers", self._num_workers)
+        settings = self._settings(kwargs.pop("batch_size", None), kwargs.pop("num_workers", None), **kwargs)
+        if isinstance(inputs, (list, tuple)):
+            return list(self._answers(inputs, settings))
+        several = images_of(inputs)
+        if several is None:
+            return next(self._answers([inputs], settings, alone=True))
+        images, at_hand = several
+        return self._answers(images, settings, at_hand)
+
+    def _settings(self, batch_size: int | None, num_workers: int | None, **kwargs: Any) -> _Settings:
+        """What the call asks for, and else the pipeline.
+
+        Raises:
+            ValueError: an impossible value; the message names it and what is allowed.
+        """
+        batch_size = self._batch_size if batch_size is None else batch_size
+        num_workers = self._num_workers if num_workers is None else num_workers
         if batch_size is not None:
             require_integer("batch_size", batch_size, minimum=1)
         if num_workers is not None:
             require_integer("num_workers", num_workers, minimum=0)
         of_pipeline = (self._preprocess_params, self._forward_params, self._postprocess_params)
-        parameters = [default | given for default, given in zip(of_pipeline, self._sanitize_parameters(**kwargs))]
-        if ("noise_draws" in parameters[1]) != ("noise_std" in parameters[1]):
+        preprocess, forward, postprocess = (
+            default | given for default, given in zip(of_pipeline, self._sanitize_parameters(**kwargs))
+        )
+        if ("noise_draws" in forward) != ("noise_std" in forward):
             raise ValueError("noise_draws and noise_std must be given together.")
-        if "confidence" in parameters[1] and "noise_draws" not in parameters[1]:
+        if "confidence" in forward and "noise_draws" not in forward:
             raise ValueError("confidence is that of a certificate: give noise_draws and noise_std with it.")
+        on_error = preprocess.pop("on_error", "raise")
         threads = THREADS if num_workers is None else max(num_workers, 1)
-        at_hand = not isinstance(inputs, (Iterator, IterableDataset))  # so that it may be read ahead
-
-        def answers(items: Iterable[Any], alone: bool = False) -> Iterator[Any]:
-            sizes: deque[int | None] = deque()
-            at_once = not at_hand and batch_size is None
-            batches = _batches(_flattened(items, sizes, alone), batch_size or BATCH_SIZE, at_once)
-            return _regrouped(self._answers(batches, threads, not at_once, *parameters), sizes)
-
-        if isinstance(inputs, (list, tuple)):
-            return list(answers(inputs))
-        if isinstance(inputs, (Iterator, IterableDataset)):
-            return answers(inputs)
-        if isinstance(inputs, (Dataset, Sequence)) and not isinstance(inputs, (str, *BYTES)):
-            return answers(rows(inputs))
-        return next(answers([inputs], alone=True))
+        return _Settings(batch_size, threads, on_error, Reading(**preprocess), forward, postprocess)
 
     def _sanitize_parameters(
         self,
         top_k: int | None = None,
         function_to_apply: str | None = None,
-        timeout: float | None = None,
-        max_bytes: int | None = None,
         on_error: str | None = None,
         noise_draws: int | None = None,
         noise_std: float | None = None,
         confidence: float | None = None,
+        **reading: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        for name, value in _given({"top_k": top_k, "max_bytes": max_bytes, "noise_draws": noise_draws}).items():
+        for name, value in _given({"top_k": top_k, "noise_draws": noise_draws}).items():
             require_integer(name, value, minimum=1)
-        for name, value in _given({"timeout": timeout, "noise_std": noise_std}).items():
-            require_positive(name, value)
+        if noise_std is not None:
+            require_positive("noise_std", noise_std)
         if on_error not in (None, "raise", "return"):
             raise ValueError(f'on_error must be "raise" or "return", got {on_error!r}.')
         if confidence is not None:
             require_fraction("confidence", confidence)
-        preprocess, _, postprocess = super()._sanitize_parameters(top_k, function_to_apply, timeout)
+        preprocess, _, postprocess = super()._sanitize_parameters(top_k, function_to_apply)
+        preprocess |= _given(reading)
+        Reading(**preprocess)  # which refuses what it does not know, and impossible values
         forward = {"noise_draws": noise_draws, "noise_std": noise_std, "confidence": confidence}
-        preprocess |= {"max_bytes": max_bytes, "on_error": on_error}
-        return _given(preprocess), _given(forward), postprocess
+        return preprocess | _given({"on_error": on_error}), _given(forward), postprocess
 
     def _answers(
-        self,
-        batches: Iterator[list["_Item"]],
-        threads: int,
-        ahead: bool,
-        preprocess: dict[str, Any],
-        forward: dict[str, Any],
-        postprocess: dict[str, Any],
+        self, images: Iterable[Any], settings: _Settings, at_hand: bool = True, alone: bool = False
     ) -> Iterator[Any]:
-        """One answer for each image; where `ahead`, the files of the next batch are read while one is classified."""
-        executor = ThreadPoolExecutor(threads)
-        started = ((items, self._start(items, executor, **preprocess)) for items in batches)
-        try:
-            for items, loading in _one_ahead(started) if ahead else started:
-                pixel_values, errors = self.preprocess(items, loading, preprocess.get("on_error", "raise"))
-                answers = iter(())
-                if pixel_values is not None:
-                    outputs = self.forward({"pixel_values": pixel_values}, **forward)
-                    answers = iter(self.postprocess(outputs, **postprocess))
-                count = len(items)
-                del items, loading, pixel_values  # before the batch after the next is read
-                for place in range(count):
-                    yield {"error": str(errors[place])} if place in errors else next(answers)
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+        """What each of `images` gives: an answer, or a list of them."""
+        sizes: deque[int | None] = deque()
+        items = flattened(images, sizes, settings.reading.formats, alone)
+        return regrouped(self._answers_of_items(items, settings, at_hand), sizes)
 
-    def _start(
-        self,
-        items: list["_Item"],
-        executor: ThreadPoolExecutor,
-        timeout: float = TIMEOUT,
-        max_bytes: int = MAX_BYTES,
-        on_error: str = "raise",
-    ) -> dict[int, Future]:
-        """Place to the image, uint8 (3, height, width), of what is read by a thread: all that is not in memory."""
+    def _answers_of_items(self, items: Iterator[Item], settings: _Settings, at_hand: bool) -> Iterator[Any]:
+        """One answer for each item."""
+        readers = Readers(settings.threads, settings.reading, lambda image: self.image_processor.pixels(image)[0])
+        with ExitStack() as stack:
+            stack.callback(readers.close)
+            items = readers.started(items)
+            size = settings.batch_size or BATCH_SIZE
+            if at_hand:
+                groups = one_ahead(batches(items, size))
+            elif settings.batch_size in (None, 1):
+                groups = batches(items, size, one_by_one=True)
+            else:
+                ahead = ReadAhead(items, size - 1)
+                stack.callback(ahead.close)
+                groups = ahead.batches(size)
+            for batch in groups:
+                answers, failure = self._answered(batch, settings)
+                del batch  # before the batch after the next is read
+                yield from answers
+                if failure is not None:
+                    item, error = failure
+                    raise explained(error, item.image, item.place) from error
 
-        def load(source: Any) -> torch.Tensor:
-            return self.image_processor.pixels(load_image(source, timeout, max_bytes))[0]
-
-        return {
-            place: executor.submit(load, item.image)
-            for place, item in enumerate(items)
-            if not isinstance(item.image, IN_MEMORY)
-        }
+    def _answered(self, batch: list[Item], settings: _Settings) -> tuple[list[Any], tuple[Item, Exception] | None]:
+        """The answers of a batch; where errors are raised, those before the first item that fails, and that."""
+        pixel_values, errors = self.preprocess(batch, settings.on_error)
+        answers: Iterator[Any] = iter(())
+        if pixel_values is not None:
+            outputs = self.forward({"pixel_values": pixel_values}, **settings.forward)
+            answers = iter(self.postprocess(outputs, **settings.postprocess))
+        given: list[Any] = []
+        for place, item in enumerate(batch):
+            if place not in errors:
+                given.append(next(answers))
+            elif settings.on_error == "return":
+                given.append({"error": str(explained(errors[place], item.image))})
+            else:
+                return given, (item, errors[place])
+        return given, None
 
     def preprocess(
-        self, items: list["_Item"], loading: dict[int, Future], on_error: str
+        self, items: list[Item], on_error: str = "raise"
     ) -> tuple[torch.Tensor | None, dict[int, Exception]]:
-        """float32 (B, 3, height, width) of the images that can be read, None if none can; errors of others by place."""
-        errors: dict[int, Exception] = {}
+        """float32 (B, 3, height, width) of the images that can be read, None if none can; errors of others by place.
 
-        def refuse(place: int, error: Exception) -> None:
-            if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-                raise error
-            if on_error == "raise":
-                raise explained(error, items[place].image, items[place].place) from error
-            errors[place] = explained(error, items[place].image)
-
+        Where `on_error` is "raise" nothing is looked at behind the first that cannot.
+        """
         images: dict[int, Any] = {}
+        errors: dict[int, Exception] = {}
         for place, item in enumerate(items):
             try:
-                if isinstance(item.image, (np.ndarray, torch.Tensor)) and item.image.ndim != 3:
-                    raise ValueError("an array of one image must have 3 axes.")
-                images[place] = loading[place].result() if place in loading else item.image
+                images[place] = _checked(item.image if item.pixels is None else item.pixels.result())
             except Exception as error:  # on a broken file PIL raises OSError, SyntaxError, struct.error, ...
-                refuse(place, error)
+                _refuse(place, error, errors)
+                if on_error == "raise":
+                    break
         if not images:
             return None, errors
         try:
@@ -214,14 +233,17 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
             try:
                 prepared.append(self._prepared(image))
             except Exception as error:
-                refuse(place, error)
+                _refuse(place, error, errors)
+                if on_error == "raise":
+                    break
         if len(prepared) == len(images):
             raise of_batch
         return torch.cat(prepared) if prepared else None, errors
 
     def _prepared(self, images: Any) -> torch.Tensor:
         """float32 (B, 3, height, width) on the model's device, of an image or several; like arrays go as one."""
-        if isinstance(images, list) and len({_kind(image) for image in images}) == 1:
+        alike = isinstance(images, list) and len({_kind(image) for image in images}) == 1
+        if alike and getattr(images[0], "ndim", None) == 3:  # of gray ones without an axis for it a batch has 3, too
             if isinstance(images[0], np.ndarray):
                 images = np.stack(images)
             elif isinstance(images[0], torch.Tensor):
@@ -235,9 +257,21 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
         noise_std: float | None = None,
         confidence: float = CONFIDENCE,
     ) -> Any:
-        pixel_values = model_inputs["pixel_values"]
-        if noise_draws is None:
-            return self.model(pixel_values=pixel_values.to(self.dtype))
+        # Of a model that is being trained, too: answers would be random, and its statistics changed for good.
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            if noise_draws is None:
+                return self.model(pixel_values=model_inputs["pixel_values"].to(self.dtype), return_dict=True)
+            return self._certified(model_inputs["pixel_values"], noise_draws, noise_std, confidence)
+        finally:
+            for module in training:
+                module.training = True
+
+    def _certified(
+        self, pixel_values: torch.Tensor, noise_draws: int, noise_std: float, confidence: float
+    ) -> dict[str, list[Any]]:
+        """Labels, lower bounds of their probabilities, and radii."""
         processor = self.image_processor
         mean, std = (
             torch.tensor(values, device=pixel_values.device).view(-1, 1, 1)
@@ -245,7 +279,7 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
         )
 
         def classify(noisy: torch.Tensor) -> torch.Tensor:  # of pixels around [0, 1], clamped as every perturbation is
-            return self.model(pixel_values=((noisy.clamp(0, 1) - mean) / std).to(self.dtype)).logits
+            return self.model(pixel_values=((noisy.clamp(0, 1) - mean) / std).to(self.dtype), return_dict=True).logits
 
         images = pixel_values * std + mean
         certificates = [certify(classify, image, noise_std, noise_draws, confidence) for image in images]
@@ -272,63 +306,22 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
         return [[{"label": names[index], "score": score} for score, index in zip(*pair)] for pair in chosen]
 
 
-@dataclass(frozen=True)
-class _Item:
-    """An image, its place among several, for messages, and whether it is the last of those that came with it."""
-
-    place: str
-    image: Any
-    last: bool = True
-
-
-def _flattened(items: Iterable[Any], sizes: deque, alone: bool) -> Iterator[_Item]:
-    """The images one by one; `sizes` notes for each item how many it held, None for an image."""
-    for position, item in enumerate(items):
-        place, group = [] if alone else [f"item {position}"], None
-        if isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim == 4:
-            group = item
-        elif is_folder(item):
-            group = image_files(item) or None
-        sizes.append(None if group is None else len(group))
-        if group is None:
-            yield _Item(", ".join(place), item)
-        else:
-            for index, image in enumerate(group):
-                yield _Item(", ".join([*place, f"image {index}"]), image, last=index == len(group) - 1)
+def _checked(image: Any) -> Any:
+    """The image, unless it is an array that cannot be one image."""
+    if isinstance(image, np.ndarray) and image.dtype.kind in "OSU":
+        raise ValueError(
+            f"an array of {image.dtype} holds no pixels; several names come as a list, such as array.tolist()."
+        )
+    if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim not in (2, 3):
+        raise ValueError("an array of one image must have 3 axes, or 2 if it is gray.")
+    return image
 
 
-def _regrouped(results: Iterator[Any], sizes: deque) -> Iterator[Any]:
-    """One result, or list of results, for each item behind `_flattened`."""
-    for result in results:
-        while sizes[0] == 0:
-            sizes.popleft()
-            yield []
-        size = sizes.popleft()
-        yield result if size is None else [result, *(next(results) for _ in range(size - 1))]
-    for _ in sizes:  # batches of no images at the end
-        yield []
-
-
-def _batches(images: Iterator[_Item], batch_size: int, one_by_one: bool) -> Iterator[list[_Item]]:
-    """Up to `batch_size` images at a time; where `one_by_one`, those of one item, which wait for no other."""
-    batch: list[_Item] = []
-    for image in images:
-        batch.append(image)
-        if len(batch) == batch_size or (one_by_one and image.last):
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _one_ahead(values: Iterator[Any]) -> Iterator[Any]:
-    """The same values, each given after the next has been made."""
-    held: deque[Any] = deque()
-    for value in values:
-        held.append(value)
-        if len(held) == 2:
-            yield held.popleft()
-    yield from held
+def _refuse(place: int, error: Exception, errors: dict[int, Exception]) -> None:
+    """Note the error of an image; raise one that is no fault of the image."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        raise error
+    errors[place] = error
 
 
 def _kind(image: Any) -> tuple:

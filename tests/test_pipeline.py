@@ -387,8 +387,12 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("name", "error", "message"),
     [
         ("missing.png", FileNotFoundError, r"missing\.png': there is no such file; give the path or URL"),
-        ("notes.txt", ValueError, "notes.txt': this is no image of a known kind"),
-        ("empty.png", ValueError, "empty.png': this is no image of a known kind"),
+        (
+            "notes.txt",
+            ValueError,
+            r"notes.txt': this is no image of a supported format \(AVIF, .*PNG, .*\), or it is d",
+        ),
+        ("empty.png", ValueError, "empty.png': it holds no bytes"),
         ("truncated.jpg", ValueError, "truncated.jpg': image file is truncated"),
         ("truncated.png", ValueError, r"truncated\.png': .*Truncated"),
         ("folder", ValueError, "folder': this folder holds no image"),
@@ -413,9 +417,9 @@ def test_broken_files_are_named(pipe, broken, name, error, message):
         (np.full((32, 32, 3), 2.0), ValueError, r"ndarray of shape \(32, 32, 3\): values must lie in \[0, 1\], got 2"),
         (np.full((32, 32, 3), 256), ValueError, r"must lie in \[0, 255\]"),
         (np.zeros((32, 32)), ValueError, "must have 3 axes"),
-        (7, TypeError, "int: an image must be a path, a URL, bytes, a PIL image, a numpy array or a torch tensor"),
+        (7, TypeError, "int: an image must be a path, a URL, bytes, an open file, a PIL image, a numpy array or a t"),
         ([CAT, None], TypeError, "item 1: NoneType: an image must be"),
-        (EPS, ValueError, "^'data:image.*: this is no image of a known kind"),
+        (EPS, ValueError, "^'data:image.*: it looks like EPS, which is not a supported format"),
         ("http://127.0.0.1:1/cät pic.png", ValueError, "'http://127.0.0.1:1/cät pic.png': .*refused"),
         ("data:image/png;base64,AAAA", ValueError, "this is no image"),
     ],
@@ -543,7 +547,7 @@ def test_the_pipeline_certifies_in_pixels(pipe, monkeypatch):
     shown = []
 
     class Recording(torch.nn.Module):
-        def forward(self, pixel_values):
+        def forward(self, pixel_values, return_dict):
             shown.append(pixel_values * 0.5 + 0.5)
             return SimpleNamespace(logits=linear(torch.ones(3 * 32 * 32), -0.4 * 3 * 32 * 32)(shown[-1]))
 
