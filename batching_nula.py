@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from .reading_nula import (
     BYTES,
     IN_MEMORY,
-    NOT_AN_IMAGE,
     Reading,
     fetch,
     gives_bytes,
     image_files,
     is_folder,
     is_url,
+    listed,
     open_image,
     rows,
 )
@@ -73,9 +73,8 @@ def images_of(inputs: Any) -> tuple[Iterable[Any], bool] | None:
         return None
     columns = getattr(inputs, "column_names", getattr(inputs, "columns", None))
     if columns is not None:
-        names = ", ".join(repr(name) for name in list(columns)[:5])
         kind = type(inputs).__name__
-        raise TypeError(f"{kind}: {NOT_AN_IMAGE}; of a table with {names} give the column of the images.")
+        raise TypeError(f"{kind}: a table with the columns {listed(columns)} is no image; give one of its columns.")
     if isinstance(inputs, (Iterator, IterableDataset)):
         return inputs, False
     if isinstance(inputs, (Dataset, Sequence)):

@@ -12,7 +12,7 @@ import urllib.parse
 import urllib.request
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,8 @@ class Reading:
         Image.init()
         for name in self.formats:
             if name not in Image.OPEN:
-                package = f"import and register {PLUGINS[name][0]}" if name in PLUGINS else "import its plugin"
-                raise ValueError(f"formats: Pillow has no decoder of {name!r} yet; {package} before.")
+                package = PLUGINS[name][0] if name in PLUGINS else "one"
+                raise ValueError(f"formats: Pillow has no decoder of {name!r}; register {package} with it first.")
 
     @property
     def allowed(self) -> list[str]:
@@ -144,8 +144,7 @@ def load_image(source: Any, reading: Reading = Reading()) -> Any:
 def _of_row(row: Mapping) -> Any:
     """What a row of a column of images holds that is not decoded."""
     if not {"bytes", "path"} & row.keys() or not row.keys() <= {"bytes", "path"}:
-        names = ", ".join(repr(name) for name in list(row)[:5])
-        raise TypeError(f"{NOT_AN_IMAGE}; of a row with {names or 'no column'} give the column of the images.")
+        raise TypeError(f"a row with {listed(row)} is no image; give one of its values, such as KeyDataset gives it.")
     source = row.get("path") if row.get("bytes") is None else row["bytes"]
     if not isinstance(source, (str, os.PathLike, *BYTES)):
         raise TypeError(f"bytes or path of a row must be given, got {dict(row)!r}.")
@@ -232,7 +231,7 @@ def _unidentified(file: Any, allowed: list[str]) -> str:
     for name, (_, accept) in Image.OPEN.items():
         with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):  # which PIL expects of them, too
             if name not in allowed and accept is not None and accept(prefix) is True:
-                return f'it looks like {name}, which is not a supported format; formats=("{name}",) allows it.'
+                return f'it looks like {name}, which is not a supported format; formats=("{name}",) takes it.'
     for name, (package, start, marks) in PLUGINS.items():
         if prefix[start:].startswith(marks):
             return (
@@ -310,6 +309,11 @@ def is_folder(item: Any) -> bool:
         return Path(item).is_dir()
     except OSError:  # no file can have this name
         return False
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Return the first of `names`, for messages."""
+    return ", ".join(repr(name) for name in list(names)[:5]) or "nothing"
 
 
 def gives_bytes(item: Any) -> bool:

@@ -145,8 +145,8 @@ def test_rows_that_are_not_decoded_are_images(pipe, tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"img": BLACK, "label": 3}, r"of a row with 'img', 'label' give the column of the images"),
-        ({}, "of a row with no column give the column"),
+        ({"img": BLACK, "label": 3}, r"dict: a row with 'img', 'label' is no image; give one of its values"),
+        ({}, "a row with nothing is no image"),
         ({"bytes": None, "path": None}, r"bytes or path of a row must be given, got {'bytes': None, 'path': None}"),
     ],
 )
@@ -158,7 +158,7 @@ def test_rows_without_an_image_are_named(pipe, row, message):
 def test_tables_are_asked_for_a_column(pipe):
     table = datasets.Dataset.from_dict({"img": [str(CAT)], "label": [3]})
     for whole in (table, table.to_pandas(), table.data.table, table.to_iterable_dataset()):
-        with pytest.raises(TypeError, match=r"of a table with 'img', 'label' give the column of the images"):
+        with pytest.raises(TypeError, match=r"a table with the columns 'img', 'label' is no image; give one of its"):
             pipe(whole)
 
 
@@ -360,7 +360,7 @@ def test_what_cameras_write_is_named(pipe):
     for content, name, package in ((heic, "HEIF", "pillow-heif"), (jxl, "JXL", "pillow-jxl-plugin")):
         with pytest.raises(ValueError, match=f"it looks like {name}, .* register {package} with Pillow and pass"):
             pipe(content)
-        with pytest.raises(ValueError, match=f"no decoder of '{name}' yet; import and register {package} before"):
+        with pytest.raises(ValueError, match=f"no decoder of '{name}' ; register {package} with it first"):
             pipe(content, formats=(name,))
     for wrong in ("HEIF", [7]):
         with pytest.raises(ValueError, match="formats must be names of formats"):
