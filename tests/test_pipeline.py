@@ -159,9 +159,7 @@ def test_data_sets_are_answered_as_asked_for(pipe, test_split):
     assert list(answers) == pipe([row["img"] for row in rows], batch_size=2)
     table = datasets.Dataset.from_dict({"img": [Image.fromarray(image) for image in test_split.images[:5].numpy()]})
     close(list(pipe(KeyDataset(table, "img"))), pipe(test_split.images[:5].numpy()))
-    with pytest.raises(
-        TypeError, match=r"item 0: dict: a row with 'img' is no image; give one of its values, such as KeyD"
-    ):
+    with pytest.raises(TypeError, match=r"item 0: dict: a row with 'img' is no image; give one of its values, such"):
         list(pipe(iter(table)))
 
     class Stream(IterableDataset):

@@ -360,7 +360,7 @@ def test_what_cameras_write_is_named(pipe):
     for content, name, package in ((heic, "HEIF", "pillow-heif"), (jxl, "JXL", "pillow-jxl-plugin")):
         with pytest.raises(ValueError, match=f"it looks like {name}, .* register {package} with Pillow and pass"):
             pipe(content)
-        with pytest.raises(ValueError, match=f"no decoder of '{name}' ; register {package} with it first"):
+        with pytest.raises(ValueError, match=f"no decoder of '{name}'; register {package} with it first"):
             pipe(content, formats=(name,))
     for wrong in ("HEIF", [7]):
         with pytest.raises(ValueError, match="formats must be names of formats"):
