@@ -534,20 +534,31 @@ def test_training_scripts_push_what_they_train(hub, environment, tmp_path):
     ],
 )
 def test_a_net_of_other_classes_answers_with_their_names_from_the_hub(hub, environment, tmp_path, script, options):
-    """Trained on three classes of pictures of mixed sizes and modes, pushed, and loaded as a stranger would."""
+    """Trained on three classes of pictures of mixed sizes and modes, pushed, and loaded as a stranger would.
+
+    The data set has a name that no Hub would take, and lies, as the run does, in a folder that is nobody's business.
+    """
+    secret = tmp_path / "private place"
     for place, (name, mode) in enumerate((("cat", "RGB"), ("hot dog", "L"), ("polar-bear", "P"))):
         for split, size in (("train", (33 + place, 60)), ("test", (50, 41 + place))):
-            folder = tmp_path / "pets" / split / name
+            folder = secret / "my pets" / split / name
             folder.mkdir(parents=True)
             for number in range(12):
                 picture = Image.fromarray(np.roll(photograph(*size), 7 * number, axis=0)).convert(mode)
                 picture.save(folder / f"{number}.png")
-    command = [sys.executable, f"train/{script}", "--dataset", str(tmp_path / "pets"), "--max_steps", "2", *options]
-    command += ["--output_dir", str(tmp_path / "run"), "--push_to_hub", "--hub_model_id", "owner/pets"]
+    command = [sys.executable, f"train/{script}", "--dataset", str(secret / "my pets"), "--max_steps", "2", *options]
+    command += ["--output_dir", str(secret / "run"), "--push_to_hub", "--hub_model_id", "owner/pets"]
     command += ["--recipe", "batch_size=32"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    card = hub.repositories["owner/pets"].commits[-1].files["README.md"].decode()
+    files = hub.repositories["owner/pets"].commits[-1].files
+    card = files["README.md"].decode()
+    assert "datasets" not in ModelCard(card).data.to_dict()
+    assert "images of my pets" in " ".join(card.split())
+    records = {str(file): file.read_bytes() for file in (secret / "run").rglob("*.json")}
+    assert {"training.json", "provenance.json"} <= {Path(name).name for name in records}
+    for name, content in (files | records).items():
+        assert not re.search(rb"private.place|" + re.escape(str(tmp_path).encode()), content), name
     assert "cifar" not in card.partition("## Citation")[0].lower()
     assert "| Clean | " in card
     code = """
@@ -557,7 +568,7 @@ print(*sorted(answer["label"] for answer in classifier(sys.argv[1])), sep=", ")
 print(classifier.image_processor.size["height"])
 """
     guard = "import sys\nsys.modules['nula'] = None\n"
-    picture = tmp_path / "pets" / "test" / "hot dog" / "3.png"
+    picture = secret / "my pets" / "test" / "hot dog" / "3.png"
     done = subprocess.run(
         [sys.executable, "-c", guard + code, str(picture)],
         cwd=tmp_path,

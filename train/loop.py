@@ -12,6 +12,13 @@ from nula.runtime.interruption import TrainingInterrupted
 from nula.train.run import Run, RunSettings
 
 
+def _start_trackers(accelerator: Accelerator, name: str) -> None:
+    try:
+        accelerator.init_trackers(name)
+    except Exception as error:  # each tracker has errors of its own, such as one of a log-in that is missing
+        raise ValueError(f"a tracker cannot start: {type(error).__name__}: {error}") from error
+
+
 def train(
     model: NulaForImageClassification,
     data: Split,
@@ -42,7 +49,7 @@ def train(
         run.resume()
     else:
         run.start()
-    accelerator.init_trackers(name)
+    _start_trackers(accelerator, name)
     bar = tqdm(total=run.last, initial=run.progress.step, desc=name, unit="step", disable=not main)
     with run.alone(), run.interruption, bar:
         while run.progress.step < run.last:
