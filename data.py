@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 import torch
-from huggingface_hub.errors import HFValidationError
 from PIL import Image as PILImage
 from tqdm import tqdm
 
 from nula.image_processing_nula import NulaImageProcessor
+from nula.opening import checked_labels, find_images, find_labels, open_split
 from nula.reading_nula import load_image
 from nula.records.cifar10 import CIFAR10
-from nula.records.provenance import public_argument
-from nula.records.weights import found
+from nula.records.provenance import public_name
 
 if TYPE_CHECKING:  # `datasets` is imported where data are read: cards and payloads do without it
-    from datasets import Dataset, Features
+    from datasets import Dataset
 
 SIDE = 32  # pixels: the size that NULA is made for
 MEASURED = 100  # images whose size is looked up to foretell the memory that all will take
@@ -72,19 +71,51 @@ class Split:
             raise ValueError(f"cannot take {count} of {len(self.labels)} images; give 1 to {len(self.labels)}.")
         return Split.of(self.images[:count], self.labels[:count], self.names)
 
-    def part_off(self, count: int) -> tuple["Split", "Split"]:
-        """Return all but the last `count` images, and those.
+    def take(self, indices: torch.Tensor) -> "Split":
+        """Return the images at `indices`, int64 (M,), in that order."""
+        if isinstance(self.images, torch.Tensor):
+            return Split.of(self.images[indices], self.labels[indices], self.names)
+        return Split.of([self.images[index] for index in indices.tolist()], self.labels[indices], self.names)
 
-        Raises:
-            ValueError: one of the two would be empty.
-        """
-        if not 0 < count < len(self.labels):
-            raise ValueError(f"cannot hold out {count} of {len(self.labels)} images; give 1 to {len(self.labels) - 1}.")
-        kept, held_out = slice(None, -count), slice(-count, None)
-        return (
-            Split.of(self.images[kept], self.labels[kept], self.names),
-            Split.of(self.images[held_out], self.labels[held_out], self.names),
+    def part_off(self, indices: torch.Tensor) -> tuple["Split", "Split"]:
+        """Return all images but those at `indices`, int64 (M,), and those."""
+        rest = torch.ones(len(self.labels), dtype=torch.bool)
+        rest[indices] = False
+        return self.take(rest.nonzero().flatten()), self.take(indices)
+
+
+def stratified(labels: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """Draw `count` of the images, of each class in proportion to how often it occurs.
+
+    Shares are rounded by largest remainders, the classes of smaller index first where remainders are equal.
+
+    Args:
+        labels: int64 (N,).
+        count: how many are drawn.
+        seed: of a generator of its own.
+
+    Returns:
+        Ascending indices of images, int64 (count,).
+
+    Raises:
+        ValueError: there are fewer images, or a class that has images would get none.
+    """
+    total = len(labels)
+    if not 0 < count <= total:
+        raise ValueError(f"cannot take {count} of {total} images; give 1 to {total}.")
+    classes, sizes = labels.unique(return_counts=True)
+    shares, remainders = count * sizes // total, count * sizes % total
+    missing = count - int(shares.sum())
+    shares[remainders.argsort(descending=True, stable=True)[:missing]] += 1
+    if not shares.all():
+        without, enough = classes[shares == 0].tolist(), -(-total // int(sizes.min()))
+        raise ValueError(
+            f"{count} of {total} images, of each class its share, leave {len(without)} of {len(classes)} classes out, "
+            f"such as class {without[0]}; {enough} have every class."
         )
+    drawn = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    by_class = drawn[labels[drawn].argsort(stable=True)].split(sizes.tolist())
+    return torch.cat([own[:share] for own, share in zip(by_class, shares.tolist())]).sort().values
 
 
 def to_pixels(images: torch.Tensor) -> torch.Tensor:
@@ -123,14 +154,21 @@ class DataSource:
         return self._load(self.test_split, image_size)
 
     def record(self, split: str, data: Split) -> dict[str, Any]:
-        """Return what records tell of the images `data` of `split`; a local path by its last part alone."""
+        """Return what records tell of the images `data` of `split`; of a local path its last part, without a slash."""
         return {
-            "name": public_argument(self.dataset),
+            "name": public_name(self.dataset),
             "split": split,
             "images": len(data.labels),
             "sha256": data.fingerprint,
             "classes": list(data.names),
         }
+
+    def test_names(self) -> tuple[str, ...]:
+        """Return the class names of the test split, without decoding an image; raises as `load_split` says."""
+        where = f"{self.dataset} ({self.test_split})"
+        rows = open_split(self.dataset, self.test_split)
+        find_images(rows.features, self.image_column, where)
+        return find_labels(rows, self.label_column, where)[1]
 
     def _load(self, split: str, image_size: int | None) -> Split:
         columns = {"image_column": self.image_column, "label_column": self.label_column}
@@ -179,10 +217,12 @@ def load_split(
     from datasets import Image
 
     where = f"{dataset} ({split})"
-    rows = _open(dataset, split)
-    image_column = _image_column(rows.features, image_column, where)
-    label_column, names = _label_column(rows, label_column, image_column, where)
-    labels = _labels(rows[label_column], names, where)
+    rows = open_split(dataset, split)
+    if not len(rows):
+        raise ValueError(f"{where} is empty; give a split with at least one image.")
+    image_column = find_images(rows.features, image_column, where)
+    label_column, names = find_labels(rows, label_column, where)
+    labels = checked_labels(rows[label_column], names, where)
     encoded = rows.select_columns(image_column).cast_column(image_column, Image(decode=False))
     _check_memory(encoded, image_column, image_size, where)
     size = {"height": image_size, "width": image_size} if image_size else None
@@ -221,85 +261,10 @@ class _Images:
         return [torch.from_numpy(image) for image in self._loose] if self._loose else torch.from_numpy(self._array)
 
 
-def _open(dataset: str, split: str) -> "Dataset":
-    from datasets import Dataset, load_dataset, load_from_disk
-
-    folder = Path(dataset)
-    if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        try:
-            with found(dataset):
-                return load_dataset(dataset, split=split)
-        except HFValidationError as error:
-            raise OSError(f"there is no folder {dataset} here, and as a Hub id it gives: {error}") from error
-        except ValueError as error:  # of a split that is not there, among others
-            raise ValueError(f"{dataset} ({split}): {error}") from error
-    try:
-        stored = load_from_disk(dataset)
-    except IndexError as error:  # what it gives for a data set without rows
-        raise ValueError(f"{dataset} ({split}) is empty; give a split with at least one image.") from error
-    splits = {str(stored.split or "train"): stored} if isinstance(stored, Dataset) else stored
-    if split not in splits:
-        raise ValueError(f"{dataset} has no split {split!r}; it has {', '.join(map(repr, splits))}.")
-    return splits[split]
-
-
 def _decoded(source: dict[str, Any] | None) -> Any:
     if source is None:
         raise ValueError("there is none.")
     return load_image(source["path"] if source["bytes"] is None else source["bytes"])
-
-
-def _told(features: "Features") -> str:
-    return ", ".join(f"{name} ({getattr(kind, 'dtype', type(kind).__name__)})" for name, kind in features.items())
-
-
-def _image_column(features: "Features", asked: str | None, where: str) -> str:
-    """The name of the column of images: the one asked for, or the only one."""
-    from datasets import Image
-
-    found = [name for name, feature in features.items() if isinstance(feature, Image)]
-    if asked is not None and asked not in found:
-        raise ValueError(f"{where} has no column {asked!r} of images; it has {_told(features)}.")
-    if asked is None and len(found) != 1:
-        how_many = "several columns" if found else "no column"
-        raise ValueError(f"{where} has {how_many} of images; name one by --image_column; it has {_told(features)}.")
-    return asked or found[0]
-
-
-def _label_column(rows: "Dataset", asked: str | None, image_column: str, where: str) -> tuple[str, tuple[str, ...]]:
-    """The name of the column of labels, the one asked for or the only one, and the names of the classes.
-
-    Integers without names are taken where there are no class labels, and count from 0 to the largest.
-    """
-    from datasets import ClassLabel, Value
-
-    features = rows.features
-    named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    numbered = [name for name, f in features.items() if isinstance(f, Value) and f.dtype.lstrip("u").startswith("int")]
-    if asked is not None and asked not in named + numbered:
-        raise ValueError(f"{where} has no column {asked!r} of class labels or integers; it has {_told(features)}.")
-    found = [asked] if asked is not None else named or numbered
-    if len(found) != 1:
-        how_many = "several columns" if found else "no column"
-        raise ValueError(
-            f"{where} has {how_many} of class labels; name one by --label_column (text becomes class labels by "
-            f"Dataset.class_encode_column); it has {_told(features)}."
-        )
-    [column] = found
-    if column in named:
-        names = tuple(features[column].names)
-    else:
-        names = tuple(map(str, range(1 + max((value for value in rows[column] if value is not None), default=-1))))
-    if len(names) < 2:
-        raise ValueError(f"{where} has {len(names)} class in column {column!r}; at least two are needed.")
-    return column, names
-
-
-def _labels(values: list[int | None], names: tuple[str, ...], where: str) -> torch.Tensor:
-    for index, value in enumerate(values):
-        if value is None or not 0 <= value < len(names):
-            raise ValueError(f"{where} image {index} has the label {value}, must be 0 to {len(names) - 1}.")
-    return torch.tensor(list(values), dtype=torch.int64)
 
 
 def _check_memory(encoded: "Dataset", column: str, image_size: int | None, where: str) -> None:

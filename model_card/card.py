@@ -118,15 +118,22 @@ def dataset_title(dataset: Mapping[str, Any]) -> str:
     return "CIFAR-10" if is_cifar10(dataset) else str(dataset["name"])
 
 
+def hub_dataset(dataset: Mapping[str, Any]) -> str | None:
+    """Return the Hub id of the data set of a record; None where it was read from a folder, whose name has no slash."""
+    name = CIFAR10 if is_cifar10(dataset) else str(dataset["name"])
+    return name if "/" in name else None
+
+
 def metadata(release: Release, name: str, base: str) -> ModelCardData:
     """Return the head of the card, by which the Hub files, finds and runs the model."""
     table = _table(release)
     measured_on, trained_on = table.provenance["dataset"], release.training["dataset"]
+    known = hub_dataset(trained_on)
     return ModelCardData(
         license="mit",
         library_name="transformers",
         pipeline_tag="image-classification",
-        datasets=[CIFAR10 if is_cifar10(trained_on) else trained_on["name"]],
+        datasets=None if known is None else [known],
         metrics=["accuracy"],
         tags=["robustness", "anti-aliasing", *(["cifar-10"] if is_cifar10(trained_on) else [])],
         base_model=base or None,
@@ -136,7 +143,7 @@ def metadata(release: Release, name: str, base: str) -> ModelCardData:
         eval_results=[
             EvalResult(
                 task_type="image-classification",
-                dataset_type=CIFAR10 if is_cifar10(measured_on) else measured_on["name"],
+                dataset_type=hub_dataset(measured_on) or measured_on["name"],
                 dataset_name=dataset_title(measured_on),
                 dataset_split=measured_on["split"],
                 metric_type="accuracy",

@@ -7,11 +7,15 @@ another, and give `logits` (B, classes) in the model's order of classes; normali
 
 import argparse
 import json
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from nula.evaluation.classifiers import PixelClassifier, load_classifier
 
@@ -49,6 +53,20 @@ def write_forms(model: str, folder: Path) -> PixelClassifier:
     return classifier
 
 
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Hold back what torch's exporters say of their own insides and of packages that the model does not need."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(torch|onnx|onnxscript|copyreg)(\.|$)")
+            yield
+    finally:
+        log.setLevel(level)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `nula export`."""
     parser.add_argument("--model", required=True, help="Hub id, or folder of a release")
@@ -57,8 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write both forms and print their sizes."""
+    disable_progress_bar()  # of loading the weights
     try:
-        write_forms(arguments.model, arguments.output)
+        with quiet_exporter():
+            write_forms(arguments.model, arguments.output)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     for name in ("nula.pt2", "nula.onnx"):

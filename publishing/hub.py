@@ -1,17 +1,26 @@
 """Push an assembled payload to a Hub repository: everything is checked first, then come one commit and one tag."""
 
+import glob
 import hashlib
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+import yaml
+from huggingface_hub import HfApi, get_token, metadata_load, metadata_save
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.hf_api import CommitInfo, RepoFile
 from huggingface_hub.utils import validate_repo_id
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
@@ -20,6 +29,14 @@ from nula.publishing.integrity import PushRefused, check_payload
 
 ATTEMPTS = 5
 LONGEST_WAIT = 300.0  # seconds between two attempts; the Hub counts requests over five minutes
+CARD = "README.md"
+# The files of a release: one that an older release left in the repository goes. Any other is somebody's, and stays.
+OWN_FILES = re.compile(
+    r"README\.md|(preprocessor_)?config\.json|model\.safetensors|\w+_nula\.py|(figures|examples)/[^/]+\.png"
+)
+# What a card of ours says at its head. Any other field of the repository's card, such as the texts of its gate, stays.
+OWN_FIELDS = ("license", "library_name", "pipeline_tag", "datasets", "metrics", "tags", "widget", "model-index")
+OWN_FIELDS += ("base_model", "base_model_relation")
 TAG = re.compile(r"\w[\w.+-]*", re.ASCII)
 ADVICE = {  # by status
     401: "The token may not write to {}: make one with write access to it, and log in anew.",
@@ -39,11 +56,13 @@ class Target:
         hub_id: owner/name of the repository.
         tag: of the commit, such as "v1.0.0"; the card pins it. None: no tag is made.
         private: whether the repository, where the push makes it, is private.
+        remove_others: whether files of the repository go that are of no release.
     """
 
     hub_id: str
     tag: str | None = None
     private: bool = False
+    remove_others: bool = False
 
 
 def check_hub(target: Target) -> None:
@@ -99,9 +118,11 @@ def _check_token(about: dict, hub_id: str) -> None:
 
 
 def push(payload: Path, golden: Path, target: Target) -> str:
-    """Make the repository hold the files of `payload` and no others, by one commit; tag it; return the commit's URL.
+    """Make the repository hold the files of `payload`, by one commit; tag it; return the commit's URL.
 
-    `golden` is the file of images and logits that the payload is checked against.
+    `golden` is the file of images and logits that the payload is checked against. Files of an older release are
+    removed. Others stay unless `target` says that they go, and fields stay that are in the head of the repository's
+    card and that no card of this package has; both are said on standard error before anything is uploaded.
 
     Transient failures are tried again. One that lasts leaves the repository as it was, or new and empty, or, where the
     commit went through and its tag did not, with the commit alone; the same call then goes on from there.
@@ -116,27 +137,68 @@ def push(payload: Path, golden: Path, target: Target) -> str:
     with _explained(hub_id):
         _with_retries(lambda: api.create_repo(hub_id, private=target.private or None, exist_ok=True))
         parent = _with_retries(lambda: api.model_info(hub_id)).sha
-        commit = _with_retries(lambda: _upload(api, payload, hub_id, parent))
+        told = _keep_fields(api, payload, hub_id)
+        states = _with_retries(lambda: _states(api, target, payload))
+        told += [f"{path}  {state}" for path, state in states.items() if state in ("kept", "removed")]
+        print("".join(f"{line}\n" for line in told), end="", file=sys.stderr)
+        commit = _with_retries(lambda: _upload(api, payload, target, parent))
         if target.tag is not None:
             _with_retries(lambda: _tag(api, target, commit.oid))
     return commit.commit_url
 
 
-def _upload(api: HfApi, payload: Path, hub_id: str, parent: str) -> CommitInfo:
+def _upload(api: HfApi, payload: Path, target: Target, parent: str) -> CommitInfo:
     """Commit `payload` on top of `parent`; where that was done already and only the reply was lost, do nothing."""
+    hub_id = target.hub_id
 
     def commit(on: str) -> CommitInfo:
-        message = f"Release {payload.name}"
+        removed = [path for path, state in _states(api, target, payload).items() if state == "removed"]
         return api.upload_folder(
-            repo_id=hub_id, folder_path=payload, commit_message=message, delete_patterns="*", parent_commit=on
+            repo_id=hub_id,
+            folder_path=payload,
+            commit_message=f"Release {payload.name}",
+            delete_patterns=list(map(glob.escape, removed)),
+            parent_commit=on,
         )
 
     try:
         return commit(parent)
     except HfHubHTTPError as error:
-        if error.response.status_code != 412 or set(_states(api, hub_id, payload).values()) != {"unchanged"}:
+        left = set(_states(api, target, payload).values())
+        if error.response.status_code != 412 or not left <= {"unchanged", "kept"}:
             raise
         return commit(api.model_info(hub_id).sha)  # nothing differs, so this makes no commit and tells of the last
+
+
+def _keep_fields(api: HfApi, payload: Path, hub_id: str) -> list[str]:
+    """Write into the payload's card what the repository's says besides, and return lines that tell what it is.
+
+    Raises:
+        PushRefused: the head of the repository's card cannot be read.
+    """
+    try:
+        theirs = _with_retries(lambda: _fields_there(api, hub_id))
+    except (ValueError, yaml.YAMLError) as error:
+        told = " ".join(str(error).split())
+        raise PushRefused(f"the head of {CARD} in {hub_id} cannot be read: {told}; mend it on the Hub.") from error
+    ours = metadata_load(payload / CARD) or {}
+    kept = {name: value for name, value in theirs.items() if name not in OWN_FIELDS and name not in ours}
+    lines = [f"{CARD}  keeps {', '.join(kept)}"] if kept else []
+    if kept:
+        metadata_save(payload / CARD, ours | kept)
+    before, after = theirs.get("license"), ours.get("license")
+    if after is not None and before not in (None, after):
+        lines.append(f"{CARD}  has the license {after} in place of {before}")
+    return lines
+
+
+def _fields_there(api: HfApi, hub_id: str) -> dict[str, Any]:
+    """The head of the repository's card; empty where there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return metadata_load(api.hf_hub_download(hub_id, CARD, local_dir=folder)) or {}
+        except (EntryNotFoundError, RepositoryNotFoundError):
+            return {}
 
 
 def _tag(api: HfApi, target: Target, oid: str) -> None:
@@ -153,7 +215,7 @@ def pending_changes(payload: Path, target: Target) -> list[str]:
     """Return what a push would do, in lines.
 
     The first tells whether it makes the repository; then comes a line for each file: its size, its name, and whether it
-    is new, changed, unchanged or removed; then their size in all.
+    is new, changed, unchanged, kept or removed; then their size in all, and what else is kept, see `push`.
 
     Raises:
         PushRefused: the Hub could not be reached.
@@ -161,27 +223,31 @@ def pending_changes(payload: Path, target: Target) -> list[str]:
     api, hub_id = HfApi(), target.hub_id
     with _explained(hub_id):
         there = _with_retries(lambda: api.repo_exists(hub_id))
-        states = _with_retries(lambda: _states(api, hub_id, payload))
-    sizes = {path: (payload / path).stat().st_size for path, state in states.items() if state != "removed"}
+        fields = _keep_fields(api, payload, hub_id)
+        states = _with_retries(lambda: _states(api, target, payload))
+    pushed = [path for path, state in states.items() if state not in ("kept", "removed")]
+    sizes = {path: (payload / path).stat().st_size for path in pushed}
     lines = [f"{_size(sizes.get(path))}  {path}  {state}" for path, state in states.items()]
     made = "is there" if there else "new, private" if target.private else "new"
-    return [f"repository: {hub_id}, {made}", *lines, f"{_size(sum(sizes.values()))}  in all"]
+    return [f"repository: {hub_id}, {made}", *lines, f"{_size(sum(sizes.values()))}  in all", *fields]
 
 
 def _size(count: int | None) -> str:
     return " " * 10 if count is None else f"{count:>10,}"
 
 
-def _states(api: HfApi, hub_id: str, payload: Path) -> dict[str, str]:
+def _states(api: HfApi, target: Target, payload: Path) -> dict[str, str]:
     """Every path of payload and repository, and what a push makes of it."""
-    there, states = _files(api, hub_id), {}
+    there, states = _files(api, target.hub_id), {}
     there.pop(".gitattributes", None)  # the Hub's own, and left alone
     for file in sorted(file for file in payload.rglob("*") if file.is_file()):
         path = file.relative_to(payload).as_posix()
         known = there.pop(path, None)
         same = known in _hashes(file.read_bytes())
         states[path] = "new" if known is None else "unchanged" if same else "changed"
-    return states | dict.fromkeys(sorted(there), "removed")
+    for path in sorted(there):
+        states[path] = "removed" if target.remove_others or OWN_FILES.fullmatch(path) else "kept"
+    return states
 
 
 def _hashes(content: bytes) -> tuple[str, str]:
@@ -207,13 +273,18 @@ def _explained(hub_id: str) -> Iterator[None]:
         raise
     except OfflineModeIsEnabled as error:
         raise PushRefused("HF_HUB_OFFLINE is set; unset it to reach the Hub.") from error
+    except ImportError as error:  # the HTTP client lacks a package, as it does for a SOCKS proxy
+        raise PushRefused(f"the Hub cannot be reached: {' '.join(str(error).split())}") from error
     except Exception as error:
         answer = _answer_of_hub(error)
         if answer is not None:
             status = answer.response.status_code
             advice = ADVICE.get(status, "Run the same command again." if _is_transient(error) else "")
-            told = " ".join(str(answer).split()).rstrip(".")
+            # Of a card's head that the Hub refuses, huggingface_hub says why in an error of its own.
+            told = " ".join(str(error if type(error) is ValueError else answer).split()).rstrip(".")
             raise PushRefused(f"the Hub refused: {told}. {advice.format(hub_id)}".rstrip()) from error
+        if isinstance(error, ValueError) and not _is_connection_error(error):  # the head of the card, or a proxy's URL
+            raise PushRefused(f"the push cannot be made: {' '.join(str(error).split())}") from error
         if not _is_connection_error(error):
             raise
         raise PushRefused(f"the connection to the Hub failed: {error} Run the same command again.") from error

@@ -73,7 +73,7 @@ def _check_measurements(release: Release, parent: Release | None) -> None:
     folder = release.results.folder
     for name, what in (("predictions.npz", "results"), ("golden.npz", "golden.npz to check the payload against")):
         if not (folder / name).is_file():
-            raise PushRefused(f"{folder} holds no {what}; run `make evaluate VERSION={release.name}`.")
+            raise PushRefused(f"{folder} holds no {what}; run `{_measuring('table', release)}`.")
     for file in sorted(folder.rglob("*.json")):
         record = json.loads(file.read_text())
         record = record if file.name == "provenance.json" else record.get("provenance", {})
@@ -81,13 +81,15 @@ def _check_measurements(release: Release, parent: Release | None) -> None:
         known = start is None or (parent is not None and start == parent.weights_sha256)
         if record.get("weights_sha256") != release.weights_sha256 or not known:
             of_table = file in (folder / "provenance.json", folder / "calibration.json")
-            again = "evaluate" if of_table else "studies"
-            raise PushRefused(
-                f"{file} was measured on other weights than those in {release.folder}; run `make {again} "
-                f"VERSION={release.name}`."
-            )
+            again = _measuring("table" if of_table else "studies", release)
+            raise PushRefused(f"{file} was measured on other weights than those in {release.folder}; run `{again}`.")
         if record["definitions_version"] != DEFINITIONS_VERSION:
             raise PushRefused(f"{file} was measured by other definitions than today's; measure it again.")
+
+
+def _measuring(study: str, release: Release) -> str:
+    """The command that measures a release on CIFAR-10 again."""
+    return f"nula evaluate {study} --model {release.folder} --output {release.results.folder}"
 
 
 def _check_pictures(releases: Releases) -> None:
@@ -95,7 +97,8 @@ def _check_pictures(releases: Releases) -> None:
     for folder in {release.folder.parent / "figures" for release in releases.values()}:
         for picture in sorted(folder.glob("*.png")):
             if weights_behind(picture) != drawn_from(releases):
-                raise PushRefused(f"{picture} was drawn for other weights; run `make figures`.")
+                again = f"nula figures --releases {folder.parent}"
+                raise PushRefused(f"{picture} was drawn for other weights; run `{again}`.")
 
 
 def check_payload(payload: Path, golden: Path, python: str = sys.executable) -> float:

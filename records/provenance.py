@@ -1,5 +1,6 @@
 """What training and evaluation alike record of how a result came about. Records are published."""
 
+import os
 import platform
 import shlex
 from importlib.metadata import version
@@ -19,9 +20,39 @@ LAUNCHER_OPTIONS = {  # of accelerate, to what training.json calls them
 }
 
 
+CHECKOUT = Path(__file__).resolve().parents[1]
+OWN_FOLDERS = ("build", "examples", "releases", "train")  # of the checkout: everybody has them
+PATH_OPTIONS = ("--output_dir", "--output", "--classes", "--cifar10c")  # whose value is never a Hub id
+
+
+def looks_local(name: str) -> bool:
+    """Tell whether `name` means a file or folder here and no Hub id, be it there or not.
+
+    It does if it is there, begins as a path does, has two slashes or more, or the folder that it would be in is there.
+    """
+    begins = name.startswith((".", "~", os.sep)) or Path(name).is_absolute()
+    within = "/" in name and os.path.isdir(os.path.dirname(name))
+    return begins or within or name.count("/") > 1 or os.path.lexists(name)
+
+
+def public_name(name: str) -> str:
+    """Return a Hub id as it is, and of a path its last part."""
+    return (_absolute(name).name or "root") if looks_local(name) else name
+
+
 def public_argument(argument: str) -> str:
-    """The argument, or only the last part of a path that leads out of the working folder."""
-    return Path(argument).name if argument.startswith(("/", "~", "..")) else argument
+    """Return what records tell of an argument: of a path its last part, or its place in the project's own folders."""
+    return _public_path(argument) if looks_local(argument) else argument
+
+
+def _public_path(argument: str) -> str:
+    path = _absolute(argument)
+    own = path.is_relative_to(CHECKOUT) and path.relative_to(CHECKOUT).parts[:1] in {(name,) for name in OWN_FOLDERS}
+    return path.relative_to(CHECKOUT).as_posix() if own else path.name or "root"
+
+
+def _absolute(name: str) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(name)))
 
 
 def without_options(parts: list[str], *options: str) -> list[str]:
@@ -36,7 +67,11 @@ def command_again(program: str, arguments: list[str]) -> str:
         parts.extend(argument.split("=", 1) if argument.startswith("--") else [argument])
     parts = without_options(parts, "--hub_model_id", "--hub_tag")
     parts = [part for part in parts if part not in ("--resume", "--push_to_hub", "--hub_private_repo")]
-    return f"{program} {shlex.join(map(public_argument, parts))}"
+    public = [
+        _public_path(part) if before in PATH_OPTIONS else public_argument(part)
+        for before, part in zip(["", *parts], parts)
+    ]
+    return f"{program} {shlex.join(public)}"
 
 
 def training_command(training: dict[str, Any]) -> str:

@@ -33,8 +33,9 @@ def load_model(name: str | Path, kind: Any = NulaForImageClassification, revisio
     """
     try:
         with found(name):
-            model, report = kind.from_pretrained(name, output_loading_info=True, dtype=torch.float32, revision=revision)
-    except (SafetensorError, RuntimeError) as error:  # a file cut short; tensors of other sizes
+            report_all = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # which the report then names
+            model, report = kind.from_pretrained(name, **report_all, dtype=torch.float32, revision=revision)
+    except (SafetensorError, RuntimeError) as error:  # a file cut short
         raise ValueError(f"the weights of {name} cannot be loaded: {error}") from error
     problems = {problem: sorted(map(str, names)) for problem, names in report.items() if names}
     if problems:

@@ -6,12 +6,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Make the type of an argument that must be an integer of at least `least`."""
+class DefaultsHelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Tell the default of each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing = action.default is None or action.default is False or action.default == []
+        return action.help if nothing else super()._get_help_string(action)
+
+
+def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Make the type of an argument that must be an integer of at least `least`, and of at most `most`."""
 
     def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least {least}")
+        if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+            upper = "" if most is None else f" and at most {most}"
+            raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least {least}{upper}")
         return int(text)
 
     return number

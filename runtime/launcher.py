@@ -11,6 +11,11 @@ import torch
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt
+SEVERAL_MACHINES = (
+    "error: accelerate's launcher starts no processes on the CPUs of several machines (each would train alone): give "
+    "--num_machines 1, or start torchrun on each, with ACCELERATE_USE_CPU=true and --nnodes, --node_rank, "
+    "--nproc_per_node, --master_addr and --master_port."
+)
 
 
 def follow_launcher() -> None:
@@ -34,9 +39,14 @@ def keep_memory(device: torch.device) -> None:
 
 def _stop_with_launcher() -> None:
     """On Linux, get SIGTERM when `accelerate launch` ends, which passes on no signal to the one process it starts."""
-    parent = psutil.Process().parent()
-    if sys.platform == "linux" and parent and any("accelerate" in part for part in parent.cmdline()[:4]):
+    if sys.platform == "linux" and _launched():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _launched() -> bool:
+    """Whether `accelerate launch` is the parent of this process."""
+    parent = psutil.Process().parent()
+    return parent is not None and any("accelerate" in part for part in parent.cmdline()[:4])
 
 
 def _start_cpu_processes() -> None:
@@ -49,11 +59,18 @@ def _start_cpu_processes() -> None:
     environment = os.environ
     started_otherwise = any(name in environment for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
     on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    if started_otherwise or not on_cpu or environment.get("MASTER_ADDR") != "127.0.0.1":
+    address = environment.get("MASTER_ADDR")
+    if started_otherwise or not on_cpu or address is None or not _launched():
         return
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--num_processes", "--num-processes", type=int)
-    processes = parser.parse_known_args(psutil.Process().parent().cmdline())[0].num_processes
+    parser.add_argument("--num_machines", "--num-machines", type=int)
+    asked = parser.parse_known_args(psutil.Process().parent().cmdline())[0]
+    processes = asked.num_processes
+    if (asked.num_machines or 1) > 1 or (asked.num_machines is None and address != "127.0.0.1"):
+        raise SystemExit(SEVERAL_MACHINES)
+    if address != "127.0.0.1":  # of the environment, as a scheduler sets it
+        return
     if processes is None:
         raise SystemExit("error: give the number of CPU processes on the command line: --cpu --num_processes 2.")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]

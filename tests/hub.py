@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 TOKENS = {"hf_write": "write", "hf_read": "read", "hf_oauth": "oauth", "hf_fine": "fineGrained"}  # token to role
+ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)  # of a repository or data set
 LARGE = (".safetensors", ".png")  # what the Hub keeps as LFS
 
 
@@ -200,7 +203,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(link)
 
     def validate_yaml(self, body: bytes) -> None:
-        self.answer({"errors": [], "warnings": []})
+        asked = json.loads(body)
+        head = re.match(r"---\n(.*?)\n---", asked["content"], re.DOTALL)
+        fields = (yaml.safe_load(head.group(1)) if head else None) or {}
+        ids = [*(fields.get("datasets") or []), *filter(None, [fields.get("base_model")])]
+        wrong = [{"message": f'"{name}" is no id of a repository'} for name in ids if not ID.fullmatch(name)]
+        self.answer({"errors": wrong, "warnings": []}, 400 if wrong else 200)
 
     def preupload(self, body: bytes, name: str, revision: str) -> None:
         if not self.may_write() or (repository := self.found(name)) is None:

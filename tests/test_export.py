@@ -36,6 +36,16 @@ def sample(test_split) -> tuple[torch.Tensor, torch.Tensor]:
         return pixels, load_classifier(MODEL, None, torch.device("cpu"))(pixels)
 
 
+def test_nothing_is_printed_but_the_files(tiny_folder, tmp_path, monkeypatch, capfd, recwarn):
+    monkeypatch.setattr("sys.argv", ["nula", "export", "--model", str(tiny_folder), "--output", str(tmp_path / "out")])
+    main()
+    printed = capfd.readouterr()
+    files = [str(tmp_path / "out" / name) for name in ("nula.pt2", "nula.onnx")]
+    assert [line.split()[1] for line in printed.out.splitlines()] == files
+    assert printed.err == ""
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 200])
 def test_onnx(exported, sample, batch_size):
     session = onnxruntime.InferenceSession(exported / "nula.onnx", providers=["CPUExecutionProvider"])

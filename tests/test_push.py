@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import CAT, ROOT, SAMPLE, call_command, photograph, run_without_nula
 from hub import Commit, Fault, Hub
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 
@@ -72,17 +72,22 @@ class Done:
     errors: str
     refusal: str
 
+    @property
+    def told(self) -> list[str]:
+        """What it said of files, among progress bars."""
+        return [line for line in self.errors.splitlines() if re.search(r"^\S.*  (kept|removed|keeps|has)", line)]
+
 
 @pytest.fixture
 def push_small(hub, small, monkeypatch, capsys) -> Callable[..., Done]:
     """Push `small`; its payload is not loaded, which is a test of its own."""
     monkeypatch.setattr(hub_module, "check_payload", lambda payload, golden: None)
 
-    def push_it(name: str = NAME, tag: str | None = None, token: str = "hf_write", private: bool = False) -> Done:
+    def push_it(name: str = NAME, tag: str | None = None, token: str = "hf_write", **options: bool) -> Done:
         monkeypatch.setenv("HF_TOKEN", token)
         url = refusal = ""
         try:
-            url = push(small, small / "golden.npz", Target(name, tag, private))
+            url = push(small, small / "golden.npz", Target(name, tag, **options))
         except PushRefused as error:
             refusal = str(error)
         return Done(url, capsys.readouterr().err, refusal)
@@ -100,7 +105,7 @@ def test_a_push_is_one_commit_and_one_tag(hub, small, push_small):
     assert not repository.private
     (small / "README.md").write_text("Another card.\n")
     (small / "config.json").write_text("{}")
-    repository.commits[-1].files["stale.bin"] = b"of an older release"
+    repository.commits[-1].files["figures/stale.png"] = b"of an older release"
     assert not push_small().refusal
     assert len(repository.commits) == 3
     files = {file.name: file.read_bytes() for file in small.iterdir()}
@@ -108,6 +113,83 @@ def test_a_push_is_one_commit_and_one_tag(hub, small, push_small):
     again = push_small(tag="v1.0.0")
     assert again.refusal == "owner/nula has a tag v1.0.0 already; take the next version number."
     assert len(repository.commits) == 3
+
+
+GATED = """---
+license: apache-2.0
+extra_gated_heading: Ask before you take it
+extra_gated_fields:
+  Name: text
+thumbnail: https://example.com/a.png
+base_model: somebody/else
+tags: [theirs]
+---
+Their card.
+"""
+
+
+def test_what_is_not_ours_in_a_repository_stays_and_is_told_of(hub, small, push_small):
+    assert not push_small().refusal
+    repository = hub.repositories[NAME]
+    theirs = {"LICENSE": b"mine", "notes/read me.txt": b"theirs", "README.md": GATED.encode()}
+    repository.commits[-1].files |= theirs | {"old_nula.py": b"pass"}
+    done = push_small(tag="v1.0.0")
+    assert not done.refusal
+    files = repository.commits[-1].files
+    assert set(files) == {"README.md", "model.safetensors", ".gitattributes", "LICENSE", "notes/read me.txt"}
+    assert all(files[name] == theirs[name] for name in ("LICENSE", "notes/read me.txt"))
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.to_dict() == {
+        "license": "mit",
+        "extra_gated_heading": "Ask before you take it",
+        "extra_gated_fields": {"Name": "text"},
+        "thumbnail": "https://example.com/a.png",
+    }
+    assert card.text.strip() == "A card."
+    assert done.told == [
+        "README.md  keeps extra_gated_heading, extra_gated_fields, thumbnail",
+        "README.md  has the license mit in place of apache-2.0",
+        "LICENSE  kept",
+        "notes/read me.txt  kept",
+        "old_nula.py  removed",
+    ]
+    before = len(repository.commits)
+    assert not push_small().refusal
+    assert ModelCard(repository.commits[-1].files["README.md"].decode()).data.to_dict() == card.data.to_dict()
+    assert len(repository.commits) == before  # as nothing differs
+
+
+def test_what_is_not_ours_goes_where_that_is_asked_for(hub, small, push_small):
+    assert not push_small().refusal
+    repository = hub.repositories[NAME]
+    repository.commits[-1].files |= {"LICENSE": b"mine", "a[1].txt": b"theirs", "a1.txt": b"theirs"}
+    done = push_small(remove_others=True)
+    assert done.told == ["LICENSE  removed", "a1.txt  removed", "a[1].txt  removed"]
+    assert set(repository.commits[-1].files) == {"README.md", "model.safetensors", ".gitattributes"}
+
+
+def test_a_card_there_that_cannot_be_read_is_not_dropped(hub, small, push_small):
+    assert not push_small().refusal
+    before = hub.repositories[NAME].commits[-1].files
+    before["README.md"] = b"---\nextra_gated_prompt: [\n---\n"
+    state = hub.state()
+    refusal = push_small().refusal
+    assert re.match(r"the head of README\.md in owner/nula cannot be read: .*; mend it on the Hub", refusal)
+    assert hub.state() == state
+
+
+def test_a_card_that_the_hub_refuses_is_told_why(hub, small, push_small):
+    (small / "README.md").write_text("---\ndatasets:\n- my digits\n---\nA card.\n")
+    message = 'the Hub refused: Invalid metadata in README.md. - "my digits" is no id of a repository.'
+    assert push_small().refusal == message
+
+
+def test_an_http_client_that_lacks_a_package_is_told_of(hub, push_small, monkeypatch):
+    def fail(self: HfApi) -> None:
+        raise ImportError("Using SOCKS proxy, but\nsocksio is not installed.")
+
+    monkeypatch.setattr(HfApi, "whoami", fail)
+    assert push_small().refusal == "the Hub cannot be reached: Using SOCKS proxy, but socksio is not installed."
 
 
 def test_a_private_repository_is_seen_with_a_token_alone(hub, small, push_small):
@@ -254,9 +336,10 @@ def test_a_dry_run_says_what_would_change(hub, small, push_small):
     files = [["29", "README.md", "new"], ["25,600", "model.safetensors", "new"]]
     assert dry_run() == [["repository:", "owner/nula,", "new"], *files, ["25,629", "in", "all"]]
     assert not push_small().refusal
-    hub.repositories[NAME].commits[-1].files["stale.bin"] = b"old"
+    hub.repositories[NAME].commits[-1].files |= {"stale_nula.py": b"old", "LICENSE": b"mine"}
     (small / "README.md").write_text("Another card.\n")
-    expected = [["14", "README.md", "changed"], ["25,600", "model.safetensors", "unchanged"], ["stale.bin", "removed"]]
+    expected = [["14", "README.md", "changed"], ["25,600", "model.safetensors", "unchanged"]]
+    expected += [["LICENSE", "kept"], ["stale_nula.py", "removed"]]
     assert dry_run() == [["repository:", "owner/nula,", "is", "there"], *expected, ["25,614", "in", "all"]]
     assert len(hub.repositories[NAME].commits) == 2
 
@@ -307,9 +390,9 @@ def test_results_of_other_weights_are_refused_before_anything(hub, copied, tmp_p
     check_results(load_releases(copied))
     provenance = json.loads((results / "provenance.json").read_text())
     (results / "made_up.json").write_text(json.dumps({"provenance": provenance | {"weights_sha256": "0" * 64}}))
-    refusal(r"made_up\.json was measured on other .*run `make studies VERSION=v1`")
+    refusal(r"made_up\.json was measured on other .*run `nula evaluate studies --model .*v1 --output .*results`")
     (results / "made_up.json").write_text(json.dumps({"provenance": provenance | {"start_weights_sha256": "0" * 64}}))
-    refusal(r"made_up\.json was measured on other .*run `make studies VERSION=v1`")
+    refusal(r"made_up\.json was measured on other .*run `nula evaluate studies --model .*v1 --output .*results`")
     (results / "made_up.json").write_text(json.dumps({"provenance": provenance | {"definitions_version": 1}}))
     refusal(r"made_up\.json was measured by other definitions than today's")
     (results / "made_up.json").unlink()
@@ -320,14 +403,14 @@ def test_results_of_other_weights_are_refused_before_anything(hub, copied, tmp_p
         refusal(message)
     trained.write_text(json.dumps(record))
     Image.new("RGB", (1, 1)).save(copied / "figures" / "path.png")
-    refusal(r"path\.png was drawn for other weights; run `make figures`")
+    refusal(r"path\.png was drawn for other weights; run `nula figures --releases .*releases`")
     (copied / "figures" / "path.png").unlink()
     (results / "provenance.json").write_text(json.dumps(provenance | {"weights_sha256": "0" * 64}))
-    refusal(r"provenance\.json was measured .*run `make evaluate VERSION=v1`")
+    refusal(r"provenance\.json was measured .*run `nula evaluate table --model .*v1 --output .*results`")
     (results / "golden.npz").unlink()
     refusal(r"holds no golden\.npz")
     shutil.rmtree(results)
-    with pytest.raises(SystemExit, match=r"holds no results; run `make evaluate VERSION=v1`\.$"):
+    with pytest.raises(SystemExit, match=r"no results; run `nula evaluate table --model .*v1 --output .*results`\.$"):
         call_push("v1", NAME, "--releases", copied, "--build", tmp_path / "build")
     assert hub.requests == []
     assert not (tmp_path / "build").exists()
@@ -451,20 +534,31 @@ def test_training_scripts_push_what_they_train(hub, environment, tmp_path):
     ],
 )
 def test_a_net_of_other_classes_answers_with_their_names_from_the_hub(hub, environment, tmp_path, script, options):
-    """Trained on three classes of pictures of mixed sizes and modes, pushed, and loaded as a stranger would."""
+    """Trained on three classes of pictures of mixed sizes and modes, pushed, and loaded as a stranger would.
+
+    The data set has a name that no Hub would take, and lies, as the run does, in a folder that is nobody's business.
+    """
+    secret = tmp_path / "private place"
     for place, (name, mode) in enumerate((("cat", "RGB"), ("hot dog", "L"), ("polar-bear", "P"))):
         for split, size in (("train", (33 + place, 60)), ("test", (50, 41 + place))):
-            folder = tmp_path / "pets" / split / name
+            folder = secret / "my pets" / split / name
             folder.mkdir(parents=True)
             for number in range(12):
                 picture = Image.fromarray(np.roll(photograph(*size), 7 * number, axis=0)).convert(mode)
                 picture.save(folder / f"{number}.png")
-    command = [sys.executable, f"train/{script}", "--dataset", str(tmp_path / "pets"), "--max_steps", "2", *options]
-    command += ["--output_dir", str(tmp_path / "run"), "--push_to_hub", "--hub_model_id", "owner/pets"]
+    command = [sys.executable, f"train/{script}", "--dataset", str(secret / "my pets"), "--max_steps", "2", *options]
+    command += ["--output_dir", str(secret / "run"), "--push_to_hub", "--hub_model_id", "owner/pets"]
     command += ["--recipe", "batch_size=32"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    card = hub.repositories["owner/pets"].commits[-1].files["README.md"].decode()
+    files = hub.repositories["owner/pets"].commits[-1].files
+    card = files["README.md"].decode()
+    assert "datasets" not in ModelCard(card).data.to_dict()
+    assert "images of my pets" in " ".join(card.split())
+    records = {str(file): file.read_bytes() for file in (secret / "run").rglob("*.json")}
+    assert {"training.json", "provenance.json"} <= {Path(name).name for name in records}
+    for name, content in (files | records).items():
+        assert not re.search(rb"private.place|" + re.escape(str(tmp_path).encode()), content), name
     assert "cifar" not in card.partition("## Citation")[0].lower()
     assert "| Clean | " in card
     code = """
@@ -474,7 +568,7 @@ print(*sorted(answer["label"] for answer in classifier(sys.argv[1])), sep=", ")
 print(classifier.image_processor.size["height"])
 """
     guard = "import sys\nsys.modules['nula'] = None\n"
-    picture = tmp_path / "pets" / "test" / "hot dog" / "3.png"
+    picture = secret / "my pets" / "test" / "hot dog" / "3.png"
     done = subprocess.run(
         [sys.executable, "-c", guard + code, str(picture)],
         cwd=tmp_path,

@@ -496,13 +496,16 @@ def test_what_is_not_cifar10_is_not_called_so(three_releases, tmp_path):
     card = render_card(releases, "v1", "owner/mine")
     assert not re.findall("CIFAR|cifar-10|airplane|published", card.replace("The published table names its rows", ""))
     data = ModelCard(card).data
-    assert (data.datasets, data.tags) == (["my_images"], ["robustness", "anti-aliasing"])
+    assert (data.datasets, data.tags) == (None, ["robustness", "anti-aliasing"])  # a folder is on no Hub
     assert {(result.dataset_type, result.dataset_name) for result in data.eval_results} == {("my_images", "my_images")}
     assert data.eval_results[0].metric_name == "Clean"
     assert [example["src"] for example in data.to_dict()["widget"]] == [f"examples/kind_{k}.png" for k in (3, 8, 0)]
     assert "It knows 12 classes and 32×32 pixels" in card
     assert "The worst classes under Clean: kind " in card
     assert "--dataset cifar10" in card  # its command as it was given
+    record = json.loads((root / "v1" / "training.json").read_text())
+    (root / "v1" / "training.json").write_text(json.dumps(record | {"dataset": dataset | {"name": "owner/my_images"}}))
+    assert ModelCard(render_card(load_releases(root), "v1", "owner/mine")).data.datasets == ["owner/my_images"]
 
 
 def test_the_processor_feeds_the_model_as_training_does(payload, pixels, test_split):

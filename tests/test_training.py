@@ -23,24 +23,25 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.optim.swa_utils import AveragedModel
 
 from nula.configuration_nula import NulaConfig
-from nula.data import Split, load_split
+from nula.data import Split, load_split, stratified, to_pixels
 from nula.image_processing_nula import normalize
 from nula.modeling_nula import NulaForImageClassification
 from nula.perturbations.sampling import checkerboard, decimate
 from nula.perturbations.suite import ROWS
 from nula.records.provenance import command_again
-from nula.records.table import Table
-from nula.records.weights import weights_sha256
+from nula.records.table import Table, row_title
+from nula.records.weights import load_model, weights_sha256
 from nula.train import train_v0
 from nula.train.augmentation import crop_and_flip, perturb
 from nula.train.checkpoints import only_writer, save_checkpoint
 from nula.train.checks import check_agreement
 from nula.train.draws import batch_indices, run_seed
-from nula.train.launch import _writing
+from nula.train.launch import _writing, build_parser
 from nula.train.loop import train
 from nula.train.optimizers import Muon, build_optimizers, build_scheduler, orthogonalize
 from nula.train.recipe import OPERATORS, V0, V1, Recipe
 from nula.train.run import RunSettings
+from nula.train.validation import _has_shares, hold_out
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -504,21 +505,80 @@ def multiply_adds_of(model: NulaForImageClassification, side: int = 32) -> list[
     return counts
 
 
-def test_validation_images_are_held_out_and_measured(tmp_path):
+def test_validation_images_are_held_out_and_measured(tmp_path, capsys):
     run_here(tmp_path, "--validation_images", "64", "--report_to", "tensorboard", dynamo_backend="EAGER")
+    lines = capsys.readouterr().out.splitlines()
+    assert "held out of training, and measured on: 64 images, the last of the split." in lines
     record = json.loads((tmp_path / "training.json").read_text())
     assert record["dataset"]["images"] == 256
     assert record["hardware"]["dynamo_backend"] == "eager"
-    assert tuple(record["validation"]) == tuple(row.name for row in ROWS)
+    assert record["hardware"]["accelerate"] == {"dynamo_backend": "EAGER", "use_cpu": "true"}
+    assert tuple(record["validation"]) == tuple(row_title(row.name, of_cifar10=False) for row in ROWS)
     model = NulaForImageClassification.from_pretrained(tmp_path).eval()
     split = load_split(str(SAMPLE), "train")
     pixels = split.images[-64:].permute(0, 3, 1, 2).float() / 255
     with torch.inference_mode():
         correct = model(normalize(pixels)).logits.argmax(1) == split.labels[-64:]
-    assert record["validation"]["Clean (CIFAR-10 Test)"] == pytest.approx(100 * correct.float().mean().item(), abs=0.01)
+    held_out = load_split(str(SAMPLE), "train").part_off(torch.arange(256, 320))[1]
+    assert record["held_out"] == {"images": 64, "sha256": held_out.fingerprint, "choice": "last"}
+    assert record["validation"]["Clean"] == pytest.approx(100 * correct.float().mean().item(), abs=0.01)
     events = EventAccumulator(str(next(tmp_path.rglob("events.out.tfevents.*")).parent)).Reload()
     assert {"loss", "learning_rate", "images_per_second"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("loss")] == [10]
+
+
+def sorted_by_class(sizes: list[int]) -> Split:
+    """As a folder of images in a folder for each class is."""
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    images = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 32, 32, 3).contiguous()
+    return Split.of(images, labels, tuple("abcdefghij"[: len(sizes)]))
+
+
+def test_images_sorted_by_class_are_held_out_of_each():
+    split = sorted_by_class([60, 30, 10])
+    kept, held_out = hold_out(split, 20)
+    assert held_out.images.labels.bincount().tolist() == [12, 6, 2]
+    assert kept.labels.bincount().tolist() == [48, 24, 8]
+    chosen = stratified(split.labels, 20, seed=0)
+    assert torch.equal(held_out.images.images, split.images[chosen])
+    assert held_out.record() == {
+        "images": 20,
+        "sha256": split.take(chosen).fingerprint,
+        "choice": "stratified",
+        "seed": 0,
+    }
+    assert held_out.line().endswith("20 images, of each class its share, drawn by seed 0, as the last ones are not.")
+    shuffled = split.take(torch.randperm(100, generator=seeded()))
+    kept, held_out = hold_out(shuffled, 20)
+    assert (held_out.choice, held_out.of_cifar10) == ("last", False)
+    assert torch.equal(held_out.images.images, shuffled.images[-20:])
+    assert torch.equal(kept.images, shuffled.images[:-20])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "message"),
+    [
+        (
+            [60, 39, 1],
+            20,
+            "--validation_images 20: 20 of 100 images, of each class its share, leave 1 of 3",
+        ),
+        ([60, 39, 1], 60, "--validation_images 60 leave no image of class 'c' to train on"),
+        ([60, 39, 1], 100, "cannot hold out 100 of 100 images; give 1 to 99"),
+    ],
+)
+def test_a_choice_that_lacks_a_class_is_refused(sizes, count, message):
+    with pytest.raises(ValueError, match=message):
+        hold_out(sorted_by_class(sizes), count)
+
+
+def test_the_rule_of_the_trials_holds_for_cifar10():
+    """The last 5,000 training images, whose classes are counted here, have each class's share."""
+    counts = torch.tensor([493, 488, 479, 519, 475, 529, 488, 485, 532, 512])
+    last = torch.arange(10).repeat_interleave(counts)
+    labels = torch.cat([torch.arange(10).repeat_interleave(5000 - counts), last])
+    assert _has_shares(labels, torch.arange(45_000, 50_000))
+    assert not _has_shares(torch.arange(10).repeat_interleave(5000), torch.arange(45_000, 50_000))
 
 
 def test_processes_that_end_apart_are_refused():
@@ -540,6 +600,64 @@ def test_two_processes_train_every_parameter(tmp_path, tiny_folder):
     tuned, before = (NulaForImageClassification.from_pretrained(folder) for folder in (tmp_path, tiny_folder))
     changed = [not torch.equal(a, b) for a, b in zip(tuned.parameters(), before.parameters())]
     assert all(changed)  # nothing is frozen
+
+
+STATISTICS = """
+import json, sys
+from pathlib import Path
+import torch
+from accelerate import Accelerator
+from nula.data import load_split
+from nula.records.weights import load_model
+from nula.train.loop import train
+from nula.train.recipe import Recipe
+from nula.train.run import RunSettings
+dataset, start, folder, recipe = sys.argv[1:]
+recipe = Recipe(**{name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(recipe).items()})
+accelerator = Accelerator(cpu=True)
+settings = RunSettings(recipe=recipe, output_dir=Path(folder), max_steps=2)
+model, _ = train(load_model(start), load_split(dataset, "train"), accelerator, settings)
+torch.save(model.state_dict(), Path(folder) / f"rank{accelerator.process_index}.pt")
+"""
+
+
+def test_statistics_of_two_processes_are_those_of_all_images(tmp_path, tiny_model):
+    """Nothing is drawn and the rate is next to nothing, so that what comes to the first normalisation is known."""
+    tiny_model.config.stem_dropout = 0.0
+    tiny_model.save_pretrained(tmp_path / "start")
+    still = {"crop_padding": 0, "flip_probability": 0.0, "augmented_share": 0.0, "learning_rate": 1e-12}
+    recipe = replace(V0, batch_size=128, optimizer="adamw", restarts=0, restart_dropout=None, **still)
+    (tmp_path / "program.py").write_text(STATISTICS)
+    command = [sys.executable, *TORCHRUN, tmp_path / "program.py", SAMPLE, tmp_path / "start", tmp_path / "run"]
+    done = subprocess.run(
+        [*map(str, command), json.dumps(asdict(recipe))],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(tmp_path / "run" / f"rank{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+    model, split = load_model(tmp_path / "start"), load_split(str(SAMPLE), "train")
+    layer = "nula.stages.0.widening.normalization"
+    seen = []
+    model.get_submodule(layer).register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    batches = batch_indices(320, 0, recipe, run_seed(recipe, 0))
+    with torch.no_grad():
+        for batch in batches[:2]:
+            model(normalize(to_pixels(split.images[batch])))
+    mean, variance = torch.zeros(8), torch.ones(8)
+    for features in seen:
+        by_channel = [share.transpose(0, 1).flatten(1) for share in features.chunk(2)]  # of each process
+        mean = 0.9 * mean + 0.1 * torch.stack([values.mean(dim=1) for values in by_channel]).mean(dim=0)
+        variance = 0.9 * variance + 0.1 * torch.stack([values.var(dim=1) for values in by_channel]).mean(dim=0)
+    torch.testing.assert_close(first[f"{layer}.running_mean"], mean, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(first[f"{layer}.running_var"], variance, rtol=1e-4, atol=1e-6)
+    alone = seen[0].chunk(2)[0].transpose(0, 1).flatten(1).mean(dim=1)  # what the first process sees of the first batch
+    both = seen[0].transpose(0, 1).flatten(1).mean(dim=1)
+    assert (alone - both).abs().max() > 1e-3
 
 
 def test_restarts_have_their_own_dropout(tiny_model, train_split, tmp_path):
@@ -634,6 +752,10 @@ def test_training_learns(tiny_model, train_split, tmp_path):
         (("--recipe", "name=mine"), "error: --recipe name=mine: must be FIELD=VALUE"),
         (("--validation_images", "320"), "error: cannot hold out 320 of 320 images; give 1 to 319"),
         (("--report_to", "nothing"), "error: --report_to nothing is not installed; installed trackers: "),
+        (("--report_to", "tensorboard,wandbb"), "error: --report_to wandbb is not installed; installed trackers: "),
+        (("--recipe", "learning_rate=NaN"), "error: recipe 'v0': learning_rate is nan, must be a positive number"),
+        (("--recipe", "weight_decay=-1"), "error: recipe 'v0': weight_decay is -1, must be a number >= 0"),
+        (("--dataset", "data/../my digits"), "error: --dataset data/../my digits: there is no such folder; give a fo"),
     ],
 )
 def test_impossible_arguments_are_named(tmp_path, monkeypatch, arguments, message):
@@ -643,6 +765,41 @@ def test_impossible_arguments_are_named(tmp_path, monkeypatch, arguments, messag
         train_v0.main()
     assert str(caught.value).startswith(message)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "gradient_accumulation_steps",
+            "4",
+            "ACCUMULATION_STEPS=4: gradients are of one batch each, whose size",
+        ),
+        ("use_fsdp", "true", "ACCELERATE_USE_FSDP=true: training with FSDP is not supported; it comes from"),
+        ("use_deepspeed", "1", "training with DeepSpeed is not supported"),
+        ("mixed_precision", "fp16", "mixed precision fp16 is not supported, as two optimisers would share its scaler"),
+        ("mixed_precision", "fp8", "mixed precision fp8 is not supported; take bf16 or no"),
+    ],
+)
+def test_what_would_change_training_unseen_is_refused(tmp_path, name, value, message):
+    with pytest.raises(SystemExit, match=message):
+        run_here(tmp_path / "run", **{name: value})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "1e3"])
+def test_a_seed_that_cannot_be_is_named(tmp_path, capsys, seed):
+    with pytest.raises(SystemExit):
+        run_here(tmp_path / "run", f"--seed={seed}")
+    assert (
+        f"argument --seed: '{seed}' must be an integer of at least 0 and at most 4294967295" in capsys.readouterr().err
+    )
+
+
+def test_help_tells_defaults_that_there_are():
+    text = build_parser("Train.").format_help()
+    assert "(default: None)" not in text
+    assert "(default: 0)" in text
 
 
 def test_impossible_runs_are_refused(tiny_model, train_split, tmp_path):
@@ -656,8 +813,6 @@ def test_impossible_runs_are_refused(tiny_model, train_split, tmp_path):
         attempt(folder=tmp_path / "longer", max_steps=1, resume=True)
     with pytest.raises(ValueError, match="320 images are fewer than one batch of 512"):
         attempt(replace(V0, batch_size=512))
-    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
-        attempt(resume=True)
     attempt(max_steps=1)
     with pytest.raises(FileExistsError, match="run holds a run already: go on from its checkpoint with --resume"):
         attempt(max_steps=1)
@@ -753,6 +908,21 @@ def test_a_damaged_checkpoint_is_told_of(tiny_model, train_split, tmp_path, name
     damaged.write_bytes(damaged.read_bytes()[:20])
     with pytest.raises(OSError, match=r"the checkpoint .*checkpoint cannot be read \(.+\); if it is damaged"):
         train_here(tiny_model, recipe, train_split, tmp_path, resume=True)
+
+
+def test_a_run_is_resumed_from_nothing_by_beginning(tiny_model, train_split, tmp_path, capsys):
+    recipe = replace(V0, batch_size=64)
+    model, _ = train_here(deepcopy(tiny_model), recipe, train_split, tmp_path / "a", max_steps=2, resume=True)
+    assert f"there is no checkpoint in {tmp_path / 'a'}: beginning." in capsys.readouterr().out
+    (tmp_path / "b" / "checkpoint.new").mkdir(parents=True)  # what a run killed in its first checkpoint leaves
+    for last in (1, 2, 2):  # the same command three times, ended early the first time
+        again, _ = train_here(deepcopy(tiny_model), recipe, train_split, tmp_path / "b", max_steps=last, resume=True)
+    assert capsys.readouterr().out.count(": beginning.") == 1
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "model.safetensors").touch()
+    with pytest.raises(FileExistsError, match="holds a run already: delete the folder, or give another --output_dir"):
+        train_here(tiny_model, recipe, train_split, tmp_path / "c", resume=True)
 
 
 def test_weights_without_a_checkpoint_are_kept(tiny_model, train_split, tmp_path):

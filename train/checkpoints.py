@@ -39,13 +39,10 @@ def check_folder(output_dir: Path, state_bytes: int, resume: bool) -> None:
 
     Raises:
         FileExistsError: the folder holds a checkpoint or weights, and the run does not go on from them.
-        FileNotFoundError: the folder holds no checkpoint, and the run should go on from one.
         OSError: the folder cannot be made or written to, or its disk has no room for the run.
     """
     resumable = any((output_dir / name).exists() for name in ("checkpoint", "checkpoint.old"))
-    if resume:
-        last_checkpoint(output_dir / "checkpoint")
-    elif resumable or (output_dir / "model.safetensors").exists():
+    if not resume and (resumable or (output_dir / "model.safetensors").exists()):
         raise FileExistsError(
             f"{output_dir} holds a run already: {'go on from its checkpoint with --resume, ' if resumable else ''}"
             "delete the folder, or give another --output_dir."
@@ -66,12 +63,9 @@ def check_folder(output_dir: Path, state_bytes: int, resume: bool) -> None:
         )
 
 
-def last_checkpoint(checkpoint: Path) -> Path:
-    """`checkpoint`, or the one before it if a run was killed just as it swapped the two."""
-    previous = checkpoint.with_name("checkpoint.old")
-    if not checkpoint.is_dir() and not previous.is_dir():
-        raise FileNotFoundError(f"there is no checkpoint to resume from at {checkpoint}; start without --resume.")
-    return checkpoint if checkpoint.is_dir() else previous
+def last_checkpoint(checkpoint: Path) -> Path | None:
+    """`checkpoint`, or the one before it if a run was killed just as it swapped the two; None if there is neither."""
+    return next((folder for folder in (checkpoint, checkpoint.with_name("checkpoint.old")) if folder.is_dir()), None)
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, identity: dict[str, Any]) -> None:
@@ -79,9 +73,11 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, identity: dict[s
 
     Raises:
         ValueError: it is of a run with another `identity`.
-        OSError: it cannot be read.
+        OSError: there is none, or it cannot be read.
     """
     folder = last_checkpoint(checkpoint)
+    if folder is None:
+        raise FileNotFoundError(f"there is no checkpoint at {checkpoint}.")
     with _readable(folder):
         saved = json.loads((folder / IDENTITY).read_text())
     for name, value in json.loads(json.dumps(identity)).items():

@@ -1,10 +1,45 @@
 """What a run refuses: data and settings that do not go together, weights that are not finite or not the same."""
 
+import os
+
 import torch
 from accelerate import Accelerator
+from accelerate.utils import str_to_bool
 
 from nula.data import Split
 from nula.train.recipe import Recipe
+
+UNSUPPORTED = {  # what accelerate's launcher and its configuration file may ask for, by the variable that says so
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}
+
+
+def check_environment() -> None:
+    """Check that nothing is asked of accelerate by which a run would differ from its recipe.
+
+    Raises:
+        ValueError: gradients are to be accumulated, a plugin shards the model, or the mixed precision is not bf16.
+    """
+    where = "; it comes from the command line of `accelerate launch`, the environment or `accelerate config`."
+    for variable, plugin in UNSUPPORTED.items():
+        if os.environ.get(variable, "") and str_to_bool(os.environ[variable]):
+            raise ValueError(f"{variable}={os.environ[variable]}: training with {plugin} is not supported{where}")
+    variable = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+    if os.environ.get(variable, "1") != "1":
+        raise ValueError(
+            f"{variable}={os.environ[variable]}: gradients are of one batch each, whose size --recipe batch_size=... "
+            f"sets{where}"
+        )
+    _check_precision(os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in ("no", "bf16"):
+        reason = ", as two optimisers would share its scaler" if precision == "fp16" else ""
+        raise ValueError(f"mixed precision {precision} is not supported{reason}; take bf16 or no.")
 
 
 def check_agreement(model: torch.nn.Module, accelerator: Accelerator) -> None:
@@ -25,8 +60,7 @@ def check_setting(data: Split, accelerator: Accelerator, recipe: Recipe) -> None
         raise ValueError(
             f"{count} images are fewer than one batch of {recipe.batch_size}; give --recipe batch_size={count} or less."
         )
-    if accelerator.mixed_precision == "fp16":
-        raise ValueError("mixed precision fp16 is not supported, as two optimisers would share its scaler; take bf16.")
+    _check_precision(accelerator.mixed_precision)
     side = square_images(data).shape[1]
     if recipe.crop_padding >= side:
         allowed = f"an integer 0 to {side - 1}"

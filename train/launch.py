@@ -14,19 +14,20 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 
 from nula.data import SIDE, DataSource, Split, add_data_arguments
-from nula.evaluation.classifiers import load_classifier
-from nula.evaluation.measuring import evaluate, table_rows
+from nula.evaluation.classes import match_classes
 from nula.image_processing_nula import NulaImageProcessor
 from nula.modeling_nula import MINIMUM_SIDE, NulaForImageClassification
 from nula.records.provenance import HEAD_NEW, HEAD_REORDERED
-from nula.runtime.arguments import assigned, at_least
+from nula.runtime.arguments import DefaultsHelpFormatter, assigned, at_least
 from nula.runtime.interruption import TrainingInterrupted
 from nula.runtime.launcher import follow_launcher, keep_memory
+from nula.train.checks import check_environment
 from nula.train.loop import train
 from nula.train.recipe import Version
 from nula.train.record import RunInputs, TrainingData, release_of, training_record
-from nula.train.run import RunSettings
+from nula.train.run import RunSettings, dynamo_backend
 from nula.train.start import Initialization, Parent
+from nula.train.validation import check_parent, hold_out
 
 
 def train_version(version: Version, initialization: Initialization, description: str) -> None:
@@ -58,7 +59,7 @@ def train_version(version: Version, initialization: Initialization, description:
 
 def build_parser(description: str) -> argparse.ArgumentParser:
     """Make the parser of the arguments that every script takes."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=DefaultsHelpFormatter)
     add_data_arguments(parser)
     parser.add_argument(
         "--image_size", type=at_least(MINIMUM_SIDE), default=SIDE, help="pixels a side that images are resized to"
@@ -66,15 +67,16 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="receives weights, training.json, release.json, checkpoint/"
     )
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of weights, batches and augmentation")
+    parser.add_argument("--seed", type=at_least(0, 2**32 - 1), default=0, help="of weights, batches and augmentation")
     parser.add_argument("--max_steps", type=at_least(1), help="stop after this many steps of the schedule, for tests")
     parser.add_argument("--checkpoint_steps", type=at_least(1), help="steps between checkpoints; an epoch unless given")
-    parser.add_argument("--resume", action="store_true", help="go on from output_dir/checkpoint")
-    parser.add_argument("--report_to", help="a tracker that accelerate knows, such as tensorboard; none unless given")
+    parser.add_argument("--resume", action="store_true", help="go on from output_dir/checkpoint, if there is one")
+    parser.add_argument("--report_to", metavar="TRACKER,...", help="trackers of accelerate's, such as tensorboard")
     parser.add_argument(
         "--validation_images",
         type=at_least(1),
-        help="train without the last so many images of the training split, and measure on them at the end",
+        help="train without so many images of the training split, and measure on them at the end: the last ones where "
+        "each class has its share of them, else of each class its share",
     )
     parser.add_argument("--push_to_hub", action="store_true", help="measure the result, write its card and push it")
     parser.add_argument("--hub_model_id", metavar="OWNER/NAME", help="the repository that --push_to_hub pushes to")
@@ -95,10 +97,16 @@ def start_accelerator(arguments: argparse.Namespace) -> Accelerator:
     if not arguments.push_to_hub and (arguments.hub_model_id or arguments.hub_tag or arguments.hub_private_repo):
         raise SystemExit("error: --hub_model_id, --hub_tag and --hub_private_repo are of --push_to_hub.")
     trackers = [tracker.value for tracker in get_available_trackers()]  # accelerate would only log at debug level
-    if arguments.report_to and arguments.report_to not in trackers:
-        installed = ", ".join(trackers) or "none"
-        raise SystemExit(f"error: --report_to {arguments.report_to} is not installed; installed trackers: {installed}.")
-    accelerator = Accelerator(log_with=arguments.report_to, project_dir=arguments.output_dir)
+    wanted = arguments.report_to.split(",") if arguments.report_to else []
+    for tracker in wanted:
+        if tracker not in trackers:
+            installed = ", ".join(trackers) or "none"
+            raise SystemExit(f"error: --report_to {tracker} is not installed; installed trackers: {installed}.")
+    try:
+        check_environment()
+        accelerator = Accelerator(log_with=wanted or None, project_dir=arguments.output_dir)
+    except (ValueError, ImportError) as error:  # a device that cannot compute in bfloat16, among others
+        raise SystemExit(f"error: {error}") from error
     keep_memory(accelerator.device)
     if arguments.push_to_hub and accelerator.is_main_process:
         from nula.publishing.run import check_before  # training alone needs nothing of publishing
@@ -127,12 +135,14 @@ def gather_inputs(
     source = DataSource.of(arguments)
     with accelerator.main_process_first():  # the others find the data set cached
         split = source.train(arguments.image_size)
+    if arguments.push_to_hub:
+        _check_test(source, split)
     held_out = arguments.validation_images
-    data = TrainingData(source, *(split.part_off(held_out) if held_out else (split,)))
+    data = TrainingData(source, *(hold_out(split, held_out) if held_out else (split,)))
     set_seed(arguments.seed)  # of weights that are drawn
     start = make_start(split.names)
     if held_out and start.parent is not None:
-        _check_held_out(start.parent, data.train)
+        check_parent(start.parent, data.train)
     return RunInputs(version, settings, start, data)
 
 
@@ -145,21 +155,22 @@ def train_and_record(inputs: RunInputs, arguments: argparse.Namespace, accelerat
     output_dir, data, model = inputs.settings.output_dir, inputs.data.train, inputs.start.model
     accelerator.print(
         f"{inputs.settings.recipe.name}: {model.num_parameters():,} parameters, {len(data.labels):,} images, "
-        f"processes: {accelerator.num_processes}"
+        f"processes: {accelerator.num_processes}, mixed precision: {accelerator.mixed_precision}, "
+        f"dynamo: {dynamo_backend(accelerator)}"
     )
     if inputs.start.parent is not None and inputs.start.parent.head in (HEAD_REORDERED, HEAD_NEW):
         accelerator.print(_head_line(inputs.start.parent, data))
+    held_out = inputs.data.held_out
+    if held_out is not None:
+        accelerator.print(held_out.line())
     trained, log = train(model, data, accelerator, inputs.settings, resume=arguments.resume)
     if accelerator.is_main_process:
         with _writing(output_dir):
             _save(trained, arguments.image_size, output_dir)
     accelerator.wait_for_everyone()
-    held_out = inputs.data.held_out
-    measured = None if held_out is None else _validation_accuracies(output_dir, held_out, accelerator)
+    measured = None if held_out is None else held_out.measure(output_dir, accelerator)
     if accelerator.is_main_process:
-        record = training_record(inputs, log, accelerator)
-        if measured is not None:
-            record["validation"] = measured
+        record = training_record(inputs, log, accelerator, measured)
         with _writing(output_dir):
             (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n")
             release_of(inputs, arguments.hub_model_id).save()
@@ -191,21 +202,13 @@ def _writing(output_dir: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_held_out(parent: Parent, data: Split) -> None:
-    """ValueError unless the parent's record tells that it was trained on the images of `data` alone."""
-    record = Path(parent.source) / "training.json"
-    if not record.is_file() or json.loads(record.read_text())["dataset"]["sha256"] != data.fingerprint:
-        raise ValueError(
-            f"{parent.option} {parent.source} is not known to be trained without the images of --validation_images; "
-            "train it with the same option, and give its folder."
-        )
-
-
-def _validation_accuracies(folder: Path, data: Split, accelerator: Accelerator) -> dict[str, float]:
-    """Accuracy in percent of the saved model under every row of the table, measured by all processes together."""
-    classifier = load_classifier(str(folder), data.names, accelerator.device)
-    accuracies = evaluate(classifier, data, table_rows(seed=0), accelerator, provenance={}).accuracies()
-    return {row: round(accuracy, 2) for row, accuracy in accuracies.items()}
+def _check_test(source: DataSource, split: Split) -> None:
+    """Raise ValueError or OSError where a push at the end could not measure the test split."""
+    try:
+        match_classes(source.test_names(), split.names)
+    except (ValueError, OSError) as error:
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"--push_to_hub measures the result on --test_split {source.test_split}: {error}") from error
 
 
 def _push(inputs: RunInputs, arguments: argparse.Namespace, accelerator: Accelerator) -> str:

@@ -12,6 +12,13 @@ from nula.runtime.interruption import TrainingInterrupted
 from nula.train.run import Run, RunSettings
 
 
+def _start_trackers(accelerator: Accelerator, name: str) -> None:
+    try:
+        accelerator.init_trackers(name)
+    except Exception as error:  # each tracker has errors of its own, such as one of a log-in that is missing
+        raise ValueError(f"a tracker cannot start: {type(error).__name__}: {error}") from error
+
+
 def train(
     model: NulaForImageClassification,
     data: Split,
@@ -22,7 +29,8 @@ def train(
 ) -> tuple[NulaForImageClassification, dict[str, Any]]:
     """Train `model` in place, and return it with the log.
 
-    A checkpoint is written every `settings.checkpoint_steps` and at the end; with `resume` the run goes on from it.
+    A checkpoint is written every `settings.checkpoint_steps` and at the end; with `resume` the run goes on from it, if
+    there is one.
 
     The log holds `epochs`, one entry each, among them the `peak_flops` a second of one process, measured right after
     the epoch in the `dtype` of the training; over all epochs `seconds`, `images_per_second` and `peak_share`; and
@@ -31,7 +39,7 @@ def train(
 
     Raises:
         ValueError: as `Run` and `Run.resume` say.
-        FileExistsError, FileNotFoundError, OSError: as `Run.start`, `Run.resume`, `Run.alone` and `Run.save` say.
+        FileExistsError, OSError: as `Run.start`, `Run.resume`, `Run.alone` and `Run.save` say.
         FloatingPointError: a loss, a gradient or a weight that is not finite; no checkpoint holds such a one.
         RuntimeError: the processes end with different parameters.
         TrainingInterrupted: SIGINT or SIGTERM came; the step was finished and a checkpoint saved.
@@ -41,7 +49,7 @@ def train(
         run.resume()
     else:
         run.start()
-    accelerator.init_trackers(name)
+    _start_trackers(accelerator, name)
     bar = tqdm(total=run.last, initial=run.progress.step, desc=name, unit="step", disable=not main)
     with run.alone(), run.interruption, bar:
         while run.progress.step < run.last:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from nula.configuration_nula import NulaConfig
@@ -67,6 +68,24 @@ def new_head(model: NulaForImageClassification, classes: int) -> None:
     """Give `model` a head of so many `classes`, with weights drawn by torch's global generator."""
     model.classifier = nn.Linear(model.classifier.in_features, classes)
     model._init_weights(model.classifier)
+
+
+@torch.no_grad()
+def average_statistics(model: NulaForImageClassification, accelerator: Accelerator) -> None:
+    """Give all processes the mean over them of the running statistics of batch normalisation; alone, do nothing.
+
+    Each process normalises by the statistics of its share of a batch, and without this the model would keep those of
+    the first process. The mean of means is the batch's. The mean of variances is the batch's, too, but for chance: each
+    is unbiased (n - 1), so that what the means of the shares differ by is in it already, and adding that would count
+    it twice. Running statistics are linear in those of the batches, so that the mean may be taken after every step.
+    """
+    if accelerator.num_processes == 1:
+        return
+    layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    statistics = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+    mean = accelerator.reduce(torch.cat(statistics), "mean")
+    for buffer, values in zip(statistics, mean.split([len(buffer) for buffer in statistics]), strict=True):
+        buffer.copy_(values)
 
 
 @torch.no_grad()

@@ -10,13 +10,21 @@ from accelerate import Accelerator
 
 from nula.data import SIDE, DataSource, Split
 from nula.records.cifar10 import is_cifar10
-from nula.records.provenance import HEAD_NEW, command_again, device_name, library_versions, public_argument
+from nula.records.provenance import (
+    HEAD_NEW,
+    command_again,
+    device_name,
+    library_versions,
+    public_argument,
+    public_name,
+)
 from nula.records.release import LOCAL, Release, Results
 from nula.records.weights import weights_sha256
 from nula.train.net import architecture
 from nula.train.recipe import Version
 from nula.train.run import RunSettings, dynamo_backend
 from nula.train.start import Parent, Start
+from nula.train.validation import HeldOut
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class TrainingData:
 
     source: DataSource
     train: Split
-    held_out: Split | None = None
+    held_out: HeldOut | None = None
 
 
 @dataclass(frozen=True)
@@ -63,10 +71,15 @@ class RunInputs:
         return whole and is_cifar10({"sha256": self.data.train.fingerprint}, "train")
 
 
-def training_record(inputs: RunInputs, log: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
-    """Return what training.json says of a run whose weights have been saved."""
+def training_record(
+    inputs: RunInputs, log: dict[str, Any], accelerator: Accelerator, validation: dict[str, float] | None = None
+) -> dict[str, Any]:
+    """Return what training.json says of a run whose weights have been saved.
+
+    `validation` are the accuracies that were measured on the images held out, if there are any.
+    """
     settings, model, parent = inputs.settings, inputs.start.model, inputs.start.parent
-    source, data = inputs.data.source, inputs.data.train
+    source, data, held_out = inputs.data.source, inputs.data.train, inputs.data.held_out
     return {
         "weights_sha256": weights_sha256(settings.output_dir),
         "recipe": asdict(settings.recipe),
@@ -82,6 +95,7 @@ def training_record(inputs: RunInputs, log: dict[str, Any], accelerator: Acceler
         **log,
         "hardware": _hardware(accelerator),
         "versions": library_versions(),
+        **({} if held_out is None else {"held_out": held_out.record(), "validation": validation}),
     }
 
 
@@ -116,7 +130,7 @@ def _summary(inputs: RunInputs, name: str) -> str:
         return version.summary
     begin = "trained from scratch" if parent is None else f"fine-tuned from {parent.name}"
     parts = [
-        f"{name} is {begin} on {len(data.labels):,} images of {public_argument(inputs.data.source.dataset)}, "
+        f"{name} is {begin} on {len(data.labels):,} images of {public_name(inputs.data.source.dataset)}, "
         f"of {len(data.names)} classes"
     ]
     side = data.images[0].shape[0]
@@ -147,4 +161,12 @@ def _hardware(accelerator: Accelerator) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "mixed_precision": accelerator.mixed_precision,
         "dynamo_backend": dynamo_backend(accelerator),
+        "accelerate": _variables(),
     }
+
+
+def _variables() -> dict[str, str]:
+    """What was asked of accelerate by variables of the environment, which its launcher sets, too."""
+    prefix = "ACCELERATE_"
+    asked = {name: value for name, value in sorted(os.environ.items()) if name.startswith(prefix)}
+    return {name.removeprefix(prefix).lower(): public_argument(value) for name, value in asked.items()}

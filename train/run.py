@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
 
 from nula.data import Split
 from nula.image_processing_nula import normalize
@@ -22,10 +23,10 @@ from nula.records.provenance import device_name
 from nula.runtime.interruption import Interruption
 from nula.runtime.speed import Clock, flops_of, peak_flops
 from nula.train.augmentation import crop_and_flip, perturb
-from nula.train.checkpoints import check_folder, load_checkpoint, only_writer, save_checkpoint
+from nula.train.checkpoints import check_folder, last_checkpoint, load_checkpoint, only_writer, save_checkpoint
 from nula.train.checks import check_agreement, check_finite, check_setting, square_images
 from nula.train.draws import batch_indices, mixed, run_seed
-from nula.train.net import architecture, set_stem_dropout
+from nula.train.net import architecture, average_statistics, set_stem_dropout
 from nula.train.optimizers import build_optimizers, build_scheduler
 from nula.train.progress import Progress
 from nula.train.recipe import OPERATORS, Recipe
@@ -92,7 +93,7 @@ class Run:
         settings: recipe, folder, seed and lengths.
 
     Raises:
-        ValueError: the data or the batch do not fit the recipe or the processes; mixed precision fp16.
+        ValueError: the data or the batch do not fit the recipe or the processes; a mixed precision but bf16.
     """
 
     def __init__(
@@ -149,10 +150,16 @@ class Run:
     def resume(self) -> None:
         """Go on from the last checkpoint, on the same CPU to the very weights as if the run had never stopped.
 
+        Where there is none yet, begin: one command can then be repeated until the run is done.
+
         Raises:
             ValueError: the checkpoint is of a run that was started otherwise, or of a step beyond `max_steps`.
-            FileNotFoundError, OSError: as `check_folder` and `load_checkpoint` say.
+            FileExistsError, OSError: as `check_folder` and `load_checkpoint` say.
         """
+        if last_checkpoint(self._checkpoint) is None:
+            self.accelerator.print(f"there is no checkpoint in {self.settings.output_dir}: beginning.")
+            self.start()
+            return
         self._check_folder(resume=True)
         load_checkpoint(self.accelerator, self._checkpoint, self._identity)
         if self.last < self.progress.step:
@@ -199,6 +206,7 @@ class Run:
         for optimizer in self._optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        average_statistics(self.model, self.accelerator)
         if timed:
             progress.augmentation_seconds += middle - begin
             progress.timed_seconds += self._clock.read() - begin
@@ -222,7 +230,8 @@ class Run:
             self._averaged.update_parameters(self.model)
             self.model.load_state_dict(self._averaged.module.state_dict())
         self.progress.epochs.append(entry)
-        self.accelerator.print(json.dumps(entry))
+        if self.accelerator.is_main_process:
+            tqdm.write(json.dumps(entry))  # on a line of its own, above the progress bar
         self.accelerator.log({"images_per_second": entry["images_per_second"]}, self.progress.step)
         self.progress.start_epoch()
 

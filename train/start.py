@@ -16,6 +16,8 @@ from nula.records.weights import class_names, load_model, weights_sha256
 from nula.runtime.arguments import assigned
 from nula.train.net import ARCHITECTURE, label_maps, name_classes, new_head, reorder_head
 
+RGB = 3  # channels of the images that training gives
+
 
 @dataclass(frozen=True)
 class Parent:
@@ -102,7 +104,12 @@ class FromWeights:
         source: str = arguments.start
         try:
             model, digest = load_model(source), weights_sha256(source)
+            channels = model.config.num_channels
+            if channels != RGB:
+                raise ValueError(f"the model takes images of {channels} channels, must take {RGB} (RGB).")
             return partial(_start_from, model, Parent(self.option, source, release_name(source), digest, HEAD_KEPT))
+        except ImportError as error:  # the HTTP client lacks a package, as it does for a SOCKS proxy
+            raise OSError(f"{self.option} {source}: {' '.join(str(error).split())}") from error
         except (ValueError, OSError) as error:
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(f"{self.option} {source}: {error}") from error

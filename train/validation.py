@@ -1,0 +1,100 @@
+"""Images held out of the training split, on which a run is measured at its end."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from nula.data import Split, stratified
+from nula.evaluation.classifiers import load_classifier
+from nula.evaluation.measuring import evaluate, table_rows
+from nula.records.cifar10 import is_cifar10
+from nula.records.table import row_title
+from nula.train.start import Parent
+
+LAST, STRATIFIED = "last", "stratified"  # how images are chosen
+SEED = 0  # of a stratified choice, whatever the run's: trainings from several seeds are measured on the same images
+DEVIATIONS = 4  # standard deviations of a random choice within which the share of a class is taken for its own
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Images that a run is not trained on.
+
+    Args:
+        images: with their labels.
+        choice: "last", of the split, or "stratified".
+        of_cifar10: whether they are of the training split of CIFAR-10.
+    """
+
+    images: Split
+    choice: str
+    of_cifar10: bool
+
+    def record(self) -> dict[str, Any]:
+        """Return what training.json tells of the choice."""
+        told = {"images": len(self.images.labels), "sha256": self.images.fingerprint, "choice": self.choice}
+        return told | ({"seed": SEED} if self.choice == STRATIFIED else {})
+
+    def line(self) -> str:
+        """Say which images they are."""
+        how = {
+            LAST: "the last of the split",
+            STRATIFIED: f"of each class its share, drawn by seed {SEED}, as the last ones are not",
+        }
+        return f"held out of training, and measured on: {len(self.images.labels):,} images, {how[self.choice]}."
+
+    def measure(self, folder: Path, accelerator: Accelerator) -> dict[str, float]:
+        """Return the accuracy in percent of the model in `folder` under each row, by all processes together."""
+        classifier = load_classifier(str(folder), self.images.names, accelerator.device)
+        table = evaluate(classifier, self.images, table_rows(seed=0), accelerator, provenance={})
+        return {row_title(row, self.of_cifar10): round(value, 2) for row, value in table.accuracies().items()}
+
+
+def hold_out(split: Split, count: int) -> tuple[Split, HeldOut]:
+    """Return the images of `split` to train on, and `count` others to measure on.
+
+    These are the last of the split where each class has its share of them, as it has in CIFAR-10 and in shuffled data,
+    and else a stratified choice: in a folder of images, which is sorted by class, the last are of one class.
+
+    Raises:
+        ValueError: one of the two would lack a class, or be empty.
+    """
+    total = len(split.labels)
+    if not 0 < count < total:
+        raise ValueError(f"cannot hold out {count} of {total} images; give 1 to {total - 1}.")
+    last = torch.arange(total - count, total)
+    choice = LAST if _has_shares(split.labels, last) else STRATIFIED
+    try:
+        indices = last if choice == LAST else stratified(split.labels, count, SEED)
+    except ValueError as error:
+        raise ValueError(f"--validation_images {count}: {error}") from error
+    kept, images = split.part_off(indices)
+    lost = sorted(set(split.labels.tolist()) - set(kept.labels.tolist()))
+    if lost:
+        raise ValueError(f"--validation_images {count} leave no image of class {split.names[lost[0]]!r} to train on.")
+    return kept, HeldOut(images, choice, is_cifar10({"sha256": split.fingerprint}, "train"))
+
+
+def _has_shares(labels: torch.Tensor, chosen: torch.Tensor) -> bool:
+    """Whether each class has about the share of the `chosen` that a random choice gives it, and one image at least."""
+    total, count = len(labels), len(chosen)
+    sizes = labels.bincount()
+    expected = sizes.double() * count / total
+    variance = expected * (1 - sizes / total) * (total - count) / max(total - 1, 1)  # of a hypergeometric number
+    found = labels[chosen].bincount(minlength=len(sizes))
+    near = (found - expected).abs() <= DEVIATIONS * variance.sqrt()
+    return bool((near & ((found > 0) | (sizes == 0))).all())
+
+
+def check_parent(parent: Parent, data: Split) -> None:
+    """Raise ValueError unless the parent's record tells that it was trained on the images of `data` alone."""
+    record = Path(parent.source) / "training.json"
+    if not record.is_file() or json.loads(record.read_text())["dataset"]["sha256"] != data.fingerprint:
+        raise ValueError(
+            f"{parent.option} {parent.source} is not known to be trained without the images of --validation_images; "
+            "train it with the same option, and give its folder."
+        )
