@@ -52,10 +52,10 @@ class Item:
     place: str
     image: Any
     last: bool = True
-    pixels: Future | None = None
+    pixels: Future[torch.Tensor] | None = None
 
 
-class Batch(list):
+class Batch(list[Any]):
     """Images that came together, and whose answers are given together."""
 
 
@@ -103,7 +103,8 @@ def _is_batch(values: Any) -> bool:
 def flattened(images: Iterable[Any], sizes: deque[int | None], formats: tuple[str, ...], alone: bool) -> Iterator[Item]:
     """Yield the images one by one; `sizes` notes for each how many it held, None for an image."""
     for position, image in enumerate(images):
-        place, group = [] if alone else [f"item {position}"], None
+        place = [] if alone else [f"item {position}"]
+        group: Any = None
         if isinstance(image, torch.Tensor) and image.is_nested:
             group = image.unbind()
         elif isinstance(image, Batch) or (isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4):

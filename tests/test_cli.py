@@ -7,13 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from importlib.metadata import version
 
 import pytest
 from conftest import CAT, ROOT
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from nula.classifying import StandardInput
 from nula.cli import COMMANDS, main
 from nula.evaluation.studies import STUDIES
 
@@ -25,9 +28,10 @@ DOG = str(CAT.with_name("dog.jpg"))
 def nula(monkeypatch, capsys):
     """Run the command; give exit code, standard output and standard error."""
 
-    def run(*arguments: object, stdin: str = "") -> tuple[int, str, str]:
+    def run(*arguments: object, stdin: str | bytes = "") -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["nula", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        given = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
         monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # main changes it
         code = main()
         return code, *capsys.readouterr()
@@ -68,6 +72,144 @@ def test_folders_and_standard_input(nula, tmp_path):
     assert images == [f"{tmp_path}/a/c.png", f"{tmp_path}/b.png", DOG, f"{tmp_path}/b.png"]
 
 
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_a_slow_standard_input_is_answered_as_it_comes(batch_size):
+    """The first answer includes the loading of the model; each of the others comes within half a second of its line."""
+    command = [sys.executable, "-m", "nula", "classify", "-", "--model", MODEL, "--json", "--batch-size", batch_size]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": ROOT}
+    with subprocess.Popen(list(map(str, command)), **pipes) as process:
+        for number in range(4):
+            began = time.monotonic()
+            process.stdin.write(f"{CAT}\n".encode())
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["answers"][0]["label"] == "cat"
+            assert number == 0 or time.monotonic() - began < 0.5
+            time.sleep(1)
+        process.stdin.close()
+        assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "AVIF", "QOI", "TGA"])
+def test_an_image_on_standard_input(nula, kind):
+    file = io.BytesIO()
+    with Image.open(CAT) as cat:
+        cat.convert("RGB").resize((200, 200)).save(file, kind)
+    code, output, errors = nula("classify", "-", DOG, "--model", MODEL, "--json", "--top-k", 1, stdin=file.getvalue())
+    assert (code, errors) == (0, "")
+    answers = [json.loads(line) for line in output.splitlines()]
+    assert [(answer["image"], answer["answers"][0]["label"]) for answer in answers] == [("-", "cat"), (DOG, "dog")]
+
+
+def test_a_bad_image_on_standard_input(nula):
+    code, output, errors = nula("classify", "-", "--model", MODEL, "--json", stdin=b"%PDF\0\1\2")
+    assert code == 1
+    assert json.loads(output)["image"] == "-"
+    assert "error: 7 bytes: this is no image of a supported format" in errors
+
+
+def test_names_that_end_in_nul(nula, tmp_path):
+    name = tmp_path / "a\nb .png"
+    name.write_bytes(CAT.read_bytes())
+    names = b"\0".join([os.fsencode(name), os.fsencode(DOG), b""])
+    _, output, _ = nula("classify", "-", "-0", "--model", MODEL, "--json", stdin=names)
+    assert [json.loads(line)["image"] for line in output.splitlines()] == [str(name), DOG]
+    _, output, _ = nula("classify", "-", "--null", "--model", MODEL, "--top-k", 1, stdin=os.fsencode(name))
+    assert output.splitlines()[0] == f"{tmp_path}/a\\nb .png"  # no name looks like an answer
+
+
+def test_lines_of_windows_and_one_without_an_end(nula):
+    _, output, _ = nula("classify", "-", "--model", MODEL, "--json", stdin=f"{CAT}\r\n\r\n{DOG}")
+    assert [json.loads(line)["image"] for line in output.splitlines()] == [str(CAT), DOG]
+
+
+def test_names_may_come_in_pieces():
+    class Pieces(io.BytesIO):
+        def read1(self, size: int = -1) -> bytes:
+            return super().read1(3)
+
+    given = f"{CAT}\n{DOG}\n".encode()
+    assert list(StandardInput(Pieces(given))) == [str(CAT), DOG]
+    assert list(StandardInput(Pieces(given.replace(b"\n", b"\0")), b"\0")) == [str(CAT), DOG]
+    assert list(StandardInput(io.BytesIO())) == []
+
+
+def test_patterns_are_expanded(nula, tmp_path):
+    for name in ("a.png", "b/c.png", "d[1].png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(CAT.read_bytes())
+    arguments = ("classify", f"{tmp_path}/**/*.png", f"{tmp_path}/d[1].png", f"{tmp_path}/*.jpg")
+    code, output, errors = nula(*arguments, "--model", MODEL, "--json")
+    images = [json.loads(line)["image"].removeprefix(f"{tmp_path}/") for line in output.splitlines()]
+    assert images == ["a.png", "b/c.png", "d[1].png", "d[1].png", "*.jpg"]  # a file of that name goes first
+    assert code == 1
+    assert "*.jpg': there is no such file" in errors
+
+
+def test_answers_in_a_new_file(nula, tmp_path):
+    file = tmp_path / "answers.csv"
+    assert nula("classify", CAT, "--model", MODEL, "--csv", "--output", file) == (0, "", "")
+    [first, *_] = csv.DictReader(file.open())
+    assert first["label"] == "cat"
+    for wrong, message in (
+        (file, "is there already; remove it"),
+        (tmp_path / "no" / "a", "No such file"),
+        ("", "No such"),
+    ):
+        code, output, errors = nula("classify", CAT, "--model", MODEL, "--output", wrong)
+        assert (code, output) == (2, "")
+        assert message in errors
+    assert len(file.read_text().splitlines()) == 6
+
+
+def test_answers_that_cannot_be_written(tmp_path):
+    command = f"'{sys.executable}' -m nula classify {CAT} --model {MODEL} > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert (done.returncode, done.stderr) == (2, "error: the answers cannot be written: No space left on device.\n")
+
+
+def test_standard_input_may_be_closed():
+    command = f"'{sys.executable}' -m nula classify - --model {MODEL} <&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: standard input is closed; give names of images there, or as arguments.\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "cuda:99"], "error: --device cuda:99 cannot be used: "),
+        (["--device", "mps" if sys.platform != "darwin" else "cuda"], "cannot be used: "),
+        (["--device", "gpu"], "error: --device gpu cannot be used: Expected one of cpu, cuda"),
+        (["--device", "meta"], "error: --device meta cannot be used: it holds no values"),
+        (["--formats", "HEIF"], "error: --formats HEIF needs a package; pip install pillow-heif."),
+        (["--formats", "jxl"], "error: --formats JXL needs a package; pip install pillow-jxl-plugin."),
+        (["--formats", "TXT"], "error: --formats: Pillow has no decoder of 'TXT'"),
+        (["--model", "."], "error: . cannot be loaded"),
+        (["--model", str(CAT)], "cannot be loaded"),
+    ],
+)
+def test_what_cannot_be_had_ends_with_2(nula, options, message):
+    code, output, errors = nula("classify", CAT, "--model", MODEL, *options)
+    assert (code, output) == (2, "")
+    assert message in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_frames_formats_and_dtypes(nula, tmp_path):
+    with Image.open(CAT) as cat, Image.open(DOG) as dog:
+        small, other = cat.convert("RGB").resize((300, 300)), dog.convert("RGB").resize((300, 300))
+    small.save(tmp_path / "both.tif", save_all=True, append_images=[other])
+    for frame, label in ((0, "cat"), (1, "dog")):
+        arguments = ("classify", tmp_path / "both.tif", "--model", MODEL, "--json", "--frame", frame, "--top-k", 1)
+        assert json.loads(nula(*arguments)[1])["answers"][0]["label"] == label
+        score = json.loads(nula(*arguments, "--dtype", "bfloat16")[1])["answers"][0]["score"]
+        assert score == pytest.approx(json.loads(nula(*arguments)[1])["answers"][0]["score"], abs=0.02)
+    small.save(tmp_path / "cat.pcx")
+    arguments = ("classify", tmp_path / "cat.pcx", "--model", MODEL, "--json", "--top-k", 1)
+    assert "it looks like PCX, which is not a supported format" in nula(*arguments)[2]
+    assert json.loads(nula(*arguments, "--formats", "pcx")[1])["answers"][0]["label"] == "cat"
+
+
 def test_what_cannot_be_classified_is_told_and_the_rest_goes_on(nula, tmp_path):
     (tmp_path / "notes.png").write_text("no image")
     arguments = ("classify", tmp_path / "none.png", CAT, tmp_path / "notes.png", "--model", MODEL)
@@ -75,7 +217,7 @@ def test_what_cannot_be_classified_is_told_and_the_rest_goes_on(nula, tmp_path):
     assert code == 1
     assert output.splitlines()[0] == str(CAT)
     assert f"error: '{tmp_path}/none.png': there is no such file" in errors
-    assert f"error: '{tmp_path}/notes.png': this is no image of a known kind" in errors
+    assert f"error: '{tmp_path}/notes.png': this is no image of a supported format" in errors
     assert "error: 2 of 3 images could not be classified." in errors
     code, output, _ = nula(*arguments, "--json")
     assert code == 1
@@ -205,6 +347,7 @@ def test_a_command_whose_packages_are_missing_says_what_to_install(nula, capsys,
 def test_help_imports_nothing_heavy():
     code = """
 import sys
+from nula.classifying import StandardInput
 from nula.cli import main
 sys.argv = ["nula", "--help"]
 try:
