@@ -238,6 +238,13 @@ def test_a_tracker_that_cannot_start_is_told_of(tiny_model, train_split, tmp_pat
         train_here(tiny_model, replace(V0, batch_size=64), train_split, tmp_path)
 
 
+def test_an_accelerator_that_accumulates_gradients_is_refused(tiny_model, train_split, tmp_path):
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    settings = RunSettings(recipe=replace(V0, batch_size=64), output_dir=tmp_path)
+    with pytest.raises(ValueError, match="gradients of 4 batches would be accumulated, must be of one"):
+        train(tiny_model, train_split, accelerator, settings)
+
+
 def test_every_parameter_has_its_optimizer(tiny_model):
     adamw, muon = build_optimizers(tiny_model, V0)
     names = {id(parameter): name for name, parameter in tiny_model.named_parameters()}

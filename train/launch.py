@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
+from transformers.utils.logging import disable_progress_bar
 
 from nula.data import SIDE, DataSource, Split, add_data_arguments
 from nula.evaluation.classes import match_classes
@@ -94,6 +95,7 @@ def start_accelerator(arguments: argparse.Namespace) -> Accelerator:
     Ends the process with a message where an option cannot be met, or a push at the end is bound to fail.
     """
     follow_launcher()
+    disable_progress_bar()  # of loading and saving weights
     if not arguments.push_to_hub and (arguments.hub_model_id or arguments.hub_tag or arguments.hub_private_repo):
         raise SystemExit("error: --hub_model_id, --hub_tag and --hub_private_repo are of --push_to_hub.")
     trackers = [tracker.value for tracker in get_available_trackers()]  # accelerate would only log at debug level
