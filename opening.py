@@ -12,6 +12,7 @@ from nula.records.provenance import looks_local
 if TYPE_CHECKING:  # `datasets` is imported where data are read: cards and payloads do without it
     from datasets import Dataset, Features
 
+FORMS = "; give a folder of parquet files or of images in a folder for each class, or what save_to_disk wrote."
 MOST_CLASSES = 100_000  # that integers without names may number; larger ones are no labels
 
 
@@ -53,8 +54,10 @@ def _told(where: str, introduction: str = "") -> Iterator[None]:
         cause: BaseException = error
         while type(error).__name__ == "DatasetGenerationError" and cause.__cause__ is not None:
             cause = cause.__cause__  # it says no more than that there was an error
-        kind = ValueError if isinstance(error, ValueError) and not introduction else OSError
-        raise kind(f"{where}: {introduction}{' '.join(str(cause).split())}") from error
+        told = " ".join(str(cause).split())
+        if isinstance(error, ValueError) and not introduction:
+            raise ValueError(f"{where}: {told}") from error
+        raise OSError(f"{where}: {introduction}{told}{'' if introduction else FORMS}") from error
 
 
 def find_images(features: "Features", asked: str | None, where: str) -> str:

@@ -71,8 +71,14 @@ def widget_images(release: Release) -> dict[str, int]:
     """Return the path in the repository of the first golden image of each of three classes, and the image's index."""
     table, (images, _) = _table(release), release.results.golden
     classes, first = np.unique(table.labels[: len(images)], return_index=True)
-    names = [re.sub(r"[^\w-]+", "_", name) for name in table.classes]
-    return {f"examples/{names[classes[place]]}.png": int(first[place]) for place in np.argsort(first)[:WIDGET_CLASSES]}
+    found: dict[str, int] = {}
+    for place in np.argsort(first)[:WIDGET_CLASSES]:
+        name = re.sub(r"[^\w-]+", "_", table.classes[classes[place]])
+        path = f"examples/{name}.png"
+        if path in found:  # of a class whose name differs in nothing but other characters
+            path = f"examples/{name}_{classes[place]}.png"
+        found[path] = int(first[place])
+    return found
 
 
 def widget(release: Release) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
@@ -176,11 +177,7 @@ def _keep_fields(api: HfApi, payload: Path, hub_id: str) -> list[str]:
     Raises:
         PushRefused: the head of the repository's card cannot be read.
     """
-    try:
-        theirs = _with_retries(lambda: _fields_there(api, hub_id))
-    except (ValueError, yaml.YAMLError) as error:
-        told = " ".join(str(error).split())
-        raise PushRefused(f"the head of {CARD} in {hub_id} cannot be read: {told}; mend it on the Hub.") from error
+    theirs = _fields_there(api, hub_id)
     ours = metadata_load(payload / CARD) or {}
     kept = {name: value for name, value in theirs.items() if name not in OWN_FIELDS and name not in ours}
     lines = [f"{CARD}  keeps {', '.join(kept)}"] if kept else []
@@ -196,9 +193,16 @@ def _fields_there(api: HfApi, hub_id: str) -> dict[str, Any]:
     """The head of the repository's card; empty where there is none."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return metadata_load(api.hf_hub_download(hub_id, CARD, local_dir=folder)) or {}
+            card = _with_retries(lambda: api.hf_hub_download(hub_id, CARD, local_dir=folder))
+        except LocalEntryNotFoundError:  # which says that the Hub could not be reached
+            raise
         except (EntryNotFoundError, RepositoryNotFoundError):
             return {}
+        try:
+            return metadata_load(card) or {}
+        except (ValueError, yaml.YAMLError) as error:
+            told = " ".join(str(error).split())
+            raise PushRefused(f"the head of {CARD} in {hub_id} cannot be read: {told}; mend it on the Hub.") from error
 
 
 def _tag(api: HfApi, target: Target, oid: str) -> None:

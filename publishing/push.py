@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tag", help="of the commit, such as v1.0.0; the package's version unless given")
     parser.add_argument("--base", help="Hub id of the release it was fine-tuned from, where it is not of this project")
     parser.add_argument("--private", action="store_true", help="where the repository is made by this push")
-    parser.add_argument("--remove-others", action="store_true", help="of its files those that are of no release")
+    parser.add_argument("--remove-others", action="store_true", help="remove files there that are of no release, too")
     parser.add_argument("--dry-run", action="store_true", help="check, and say what the push would change")
 
 

@@ -16,7 +16,7 @@ from conftest import ROOT, launch, photograph
 from PIL import Image
 from test_training import known_speed, multiply_adds_of
 
-from nula.configuration_nula import CIFAR10_LABELS
+from nula.configuration_nula import CIFAR10_LABELS, NulaConfig
 from nula.data import DataSource, Split, load_split
 from nula.image_processing_nula import NulaImageProcessor
 from nula.modeling_nula import NulaForImageClassification
@@ -30,7 +30,7 @@ from nula.train.launch import train_version
 from nula.train.recipe import V0, V1, Version
 from nula.train.record import RunInputs, TrainingData, release_of
 from nula.train.run import RunSettings
-from nula.train.start import FromWeights, Parent, Start, head_order, release_name
+from nula.train.start import FromScratch, FromWeights, Parent, Start, head_order, release_name
 
 PETS = ("cat", "dog", "horse")
 EACH = 44  # images of a class: four steps of 32 are one epoch
@@ -165,6 +165,78 @@ def started(names: tuple[str, ...], source: Path, seed: int = 0) -> Start:
     make_start = weights.load(SimpleNamespace(start=str(source)))
     torch.manual_seed(seed)
     return make_start(names)
+
+
+def test_weights_that_cannot_be_a_start_are_named(tmp_path):
+    small = {"stem_channels": 4, "hidden_sizes": (8, 12), "depths": (0, 0)}
+    for name, changes in (("gray", {"num_channels": 1}), ("other", {})):
+        NulaForImageClassification(NulaConfig(**small, **changes)).save_pretrained(tmp_path / name)
+    config = json.loads((tmp_path / "other" / "config.json").read_text()) | {"hidden_sizes": [8, 16]}
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"^--v0 .*gray: the model takes images of 1 channels, must take 3 \(RGB\)"):
+        started(PETS, tmp_path / "gray")
+    shapes = r"classifier\.weight.*\[10, 12\].*\[10, 16\]"
+    with pytest.raises(ValueError, match=rf"^--v0 .*other: the weights of .* do not fit the model: .*{shapes}"):
+        started(PETS, tmp_path / "other")
+
+
+def test_a_net_from_scratch_gets_the_classes_of_its_data_at_any_size():
+    make_start = FromScratch().load(SimpleNamespace(config=[]))
+    assert make_start(("cat", "dog")).model.config.id2label == {0: "cat", 1: "dog"}
+
+
+def test_classes_called_otherwise_are_adopted(tiny_folder):
+    """Ten classes that are CIFAR-10's to a reader, but not by name, are not taken for those in their order."""
+    names = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    start = started(names, tiny_folder)
+    assert start.parent.head == "new"
+    assert tuple(start.model.config.id2label.values()) == names
+
+
+def test_a_run_with_images_held_out_keeps_its_choice(pets, tmp_path, capsys):
+    options = ("--dataset", pets, "--output_dir", tmp_path / "run", "--validation_images", 30, "--checkpoint_steps", 1)
+    options += ("--config", "stem_channels=4", "hidden_sizes=[8,8]", "depths=[0,0]", "--recipe", "batch_size=32")
+    run_script(train_v0, *options, "--max_steps", 1)
+    first = json.loads((tmp_path / "run" / "training.json").read_text())
+    run_script(train_v0, *options, "--max_steps", 2, "--resume")
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert "30 images, of each class its share, drawn by seed 0" in capsys.readouterr().out
+    assert record["held_out"] == first["held_out"]
+    assert (record["held_out"]["choice"], record["held_out"]["images"]) == ("stratified", 30)
+    assert record["dataset"]["images"] == 3 * EACH - 30
+    assert "Clean" in record["validation"]
+    assert not any("CIFAR" in row for row in record["validation"])
+    with pytest.raises(SystemExit, match=r"another run than that of the checkpoint .*: data is"):
+        run_script(train_v0, *options[:-2], "--validation_images", 40, "--recipe", "batch_size=32", "--resume")
+
+
+def test_a_class_without_an_image_is_told_of(pets, tmp_path, capsys):
+    """A folder of images has the classes of all its splits."""
+    data = shutil.copytree(pets, tmp_path / "pets")
+    (data / "test" / "lynx").mkdir(parents=True)
+    shutil.copy(data / "train" / "cat" / "0.png", data / "test" / "lynx")
+    run_script(train_v0, "--dataset", data, "--output_dir", tmp_path / "run", *FOUR_STEPS)
+    assert "no training image is of the classes: lynx." in capsys.readouterr().out.splitlines()
+
+
+def test_a_push_that_could_not_measure_is_refused_before_training(pets, tmp_path, monkeypatch):
+    monkeypatch.setattr("nula.publishing.run.check_before", lambda *arguments: None)
+    options = ("--dataset", pets, "--output_dir", tmp_path / "run", "--push_to_hub", "--hub_model_id", "owner/pets")
+    with pytest.raises(SystemExit, match=r'--push_to_hub measures .* on --test_split test: .*split "test"'):
+        run_script(train_v0, *options, *FOUR_STEPS)
+    other = tmp_path / "other"
+    kinds = {"train": ["cat", "dog"], "test": ["cat", "lynx"]}
+    columns = {"image": [Image.fromarray(photograph())] * 2, "label": [0, 1]}
+    splits = {
+        split: datasets.Dataset.from_dict(
+            columns, features=datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        )
+        for split, names in kinds.items()
+    }
+    datasets.DatasetDict(splits).save_to_disk(other)
+    with pytest.raises(SystemExit, match=r"--test_split test: the model has no class for 'lynx' of the data"):
+        run_script(train_v0, "--dataset", other, *options[2:], *FOUR_STEPS)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_new_head_is_drawn_by_the_seed(tiny_folder):

@@ -218,8 +218,25 @@ def test_a_private_repository_is_seen_with_a_token_alone(hub, small, push_small)
         (Fault("whoami", 401), "The token may not write to owner/nula: make one with write access"),
         (Fault("commit/main", 412), "the Hub refused: .*412.*Somebody else pushed to owner/nula meanwhile"),
         (Fault("tag/", 409), "the Hub refused: .*409"),
+        (Fault("resolve/", times=99), "the connection to the Hub failed: .* Run the same command again"),
+        (Fault("resolve/", 500, times=99), "the Hub refused: .*500.* Run the same command again"),
     ],
-    ids=["500", "cut", "gateway", "404", "429", "LFS-cut", "LFS-500", "LFS-403", "403", "401", "412", "409"],
+    ids=[
+        "500",
+        "cut",
+        "gateway",
+        "404",
+        "429",
+        "LFS-cut",
+        "LFS-500",
+        "LFS-403",
+        "403",
+        "401",
+        "412",
+        "409",
+        "card-cut",
+        "card-500",
+    ],
 )
 def test_what_fails_for_good_changes_nothing_and_can_be_run_again(hub, small, push_small, fault, message):
     assert not push_small().refusal
@@ -248,6 +265,7 @@ def test_what_fails_in_passing_is_tried_again(hub, small, push_small):
         Fault("preupload", 502),
         Fault("objects/batch", 429, headers={"Retry-After": "0"}),
         Fault("PUT /lfs"),
+        Fault("resolve/", 503),
         Fault("commit/main", times=2),
         Fault("tag/", 429, headers={"RateLimit": '"api";r=0;t=1'}),
     ]

@@ -501,6 +501,10 @@ def test_what_is_not_cifar10_is_not_called_so(three_releases, tmp_path):
     assert data.eval_results[0].metric_name == "Clean"
     assert [example["src"] for example in data.to_dict()["widget"]] == [f"examples/kind_{k}.png" for k in (3, 8, 0)]
     assert "It knows 12 classes and 32×32 pixels" in card
+    table = Table.load(root / "v1" / "results")
+    signs = dataset | {"classes": list("+-*/<>=!?#@&")}
+    replace(table, provenance=table.provenance | {"dataset": signs}).save(root / "v1" / "results")
+    assert list(widget_images(load_releases(root)["v1"])) == [f"examples/{name}.png" for name in ("_", "__8", "__0")]
     assert "The worst classes under Clean: kind " in card
     assert "--dataset cifar10" in card  # its command as it was given
     record = json.loads((root / "v1" / "training.json").read_text())

@@ -23,14 +23,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.optim.swa_utils import AveragedModel
 
 from nula.configuration_nula import NulaConfig
-from nula.data import Split, load_split, stratified, to_pixels
+from nula.data import DataSource, Split, load_split, stratified, to_pixels
 from nula.image_processing_nula import normalize
 from nula.modeling_nula import NulaForImageClassification
 from nula.perturbations.sampling import checkerboard, decimate
 from nula.perturbations.suite import ROWS
-from nula.records.provenance import command_again
+from nula.records.provenance import command_again, public_argument
 from nula.records.table import Table, row_title
 from nula.records.weights import load_model, weights_sha256
+from nula.runtime import launcher
 from nula.train import train_v0
 from nula.train.augmentation import crop_and_flip, perturb
 from nula.train.checkpoints import only_writer, save_checkpoint
@@ -160,6 +161,88 @@ def test_the_recorded_command_names_no_place_on_the_machine():
     arguments = ["train/train_v0.py", "--dataset=/data/cifar10", "--output_dir", "/home/me/runs/v0", "--resume"]
     expected = "accelerate launch train/train_v0.py --dataset cifar10 --output_dir v0"
     assert command_again("accelerate launch", arguments) == expected
+
+
+def test_paths_are_published_by_their_last_part_or_their_place_in_the_project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "my digits").mkdir(parents=True)
+    public = {
+        "uoft-cs/cifar10": "uoft-cs/cifar10",
+        "mnist": "mnist",
+        "data/my digits": "my digits",
+        "data/none": "none",  # whose folder is there
+        "my/own/data": "data",
+        "./data": "data",
+        "~/data": "data",
+        "../data": "data",
+        "/home/me/data/": "data",
+        ".": tmp_path.name,
+        str(ROOT / "releases" / "v1"): "releases/v1",
+        str(ROOT / "train" / "train_v0.py"): "train/train_v0.py",
+        str(ROOT / "mine" / "v1"): "v1",
+        "hidden_sizes=[8,8]": "hidden_sizes=[8,8]",
+        "a" * 1000 + "/b": "a" * 1000 + "/b",
+    }
+    assert {argument: public_argument(argument) for argument in public} == public
+    command = ["train_v0.py", "--output_dir", "runs/mine", "--output=runs/yours", "--dataset", "owner/data"]
+    expected = "accelerate launch train_v0.py --output_dir mine --output yours --dataset owner/data"
+    assert command_again("accelerate launch", command) == expected
+    source = DataSource(dataset=str(ROOT / "releases" / "data"))
+    assert source.record("train", sorted_by_class([1, 1]))["name"] == "data"
+
+
+class Parent:
+    """In place of `accelerate launch` as the parent of this process."""
+
+    def __init__(self, *options: str):
+        self.options = options
+
+    def parent(self) -> "Parent":
+        return self
+
+    def cmdline(self) -> list[str]:
+        return ["python", "-m", "accelerate.commands.launch", *self.options, "train/train_v0.py"]
+
+
+@pytest.mark.parametrize(
+    ("options", "address", "refused"),
+    [
+        (("--num_machines", "2", "--num_processes", "2"), "127.0.0.1", True),
+        (("--num-machines=2", "--num_processes", "2"), "10.0.0.1", True),
+        (("--num_processes", "2"), "10.0.0.1", True),  # the machines may be of a configuration file
+        (("--num_machines", "1", "--num_processes", "1"), "10.0.0.1", False),  # of a scheduler's environment
+        (("--num_machines", "1", "--num_processes", "1"), None, False),
+    ],
+)
+def test_machines_that_would_train_alone_are_refused(monkeypatch, options, address, refused):
+    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    if address is not None:
+        monkeypatch.setenv("MASTER_ADDR", address)
+    monkeypatch.setattr(launcher.psutil, "Process", lambda: Parent(*options))
+    monkeypatch.setattr(launcher.os, "execv", lambda *arguments: pytest.fail("processes were started"))
+    if refused:
+        with pytest.raises(SystemExit, match="starts no processes on the CPUs of several machines"):
+            launcher._start_cpu_processes()
+    else:
+        launcher._start_cpu_processes()
+
+
+def test_a_tracker_that_cannot_start_is_told_of(tiny_model, train_split, tmp_path, monkeypatch):
+    def fail(self: Accelerator, name: str) -> None:
+        raise RuntimeError("api_key not configured")
+
+    monkeypatch.setattr(Accelerator, "init_trackers", fail)
+    with pytest.raises(ValueError, match="a tracker cannot start: RuntimeError: api_key not configured"):
+        train_here(tiny_model, replace(V0, batch_size=64), train_split, tmp_path)
+
+
+def test_an_accelerator_that_accumulates_gradients_is_refused(tiny_model, train_split, tmp_path):
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    settings = RunSettings(recipe=replace(V0, batch_size=64), output_dir=tmp_path)
+    with pytest.raises(ValueError, match="gradients of 4 batches would be accumulated, must be of one"):
+        train(tiny_model, train_split, accelerator, settings)
 
 
 def test_every_parameter_has_its_optimizer(tiny_model):

@@ -61,6 +61,11 @@ def check_setting(data: Split, accelerator: Accelerator, recipe: Recipe) -> None
             f"{count} images are fewer than one batch of {recipe.batch_size}; give --recipe batch_size={count} or less."
         )
     _check_precision(accelerator.mixed_precision)
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError(
+            f"gradients of {accelerator.gradient_accumulation_steps} batches would be accumulated, must be of one: set "
+            "the recipe's batch_size."
+        )
     side = square_images(data).shape[1]
     if recipe.crop_padding >= side:
         allowed = f"an integer 0 to {side - 1}"

@@ -3,7 +3,7 @@
 import argparse
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
+from transformers.utils.logging import disable_progress_bar
 
 from nula.data import SIDE, DataSource, Split, add_data_arguments
 from nula.evaluation.classes import match_classes
@@ -94,6 +95,7 @@ def start_accelerator(arguments: argparse.Namespace) -> Accelerator:
     Ends the process with a message where an option cannot be met, or a push at the end is bound to fail.
     """
     follow_launcher()
+    disable_progress_bar()  # of loading and saving weights
     if not arguments.push_to_hub and (arguments.hub_model_id or arguments.hub_tag or arguments.hub_private_repo):
         raise SystemExit("error: --hub_model_id, --hub_tag and --hub_private_repo are of --push_to_hub.")
     trackers = [tracker.value for tracker in get_available_trackers()]  # accelerate would only log at debug level
@@ -163,6 +165,10 @@ def train_and_record(inputs: RunInputs, arguments: argparse.Namespace, accelerat
     held_out = inputs.data.held_out
     if held_out is not None:
         accelerator.print(held_out.line())
+    occurring = set(data.labels.tolist())
+    absent = [name for index, name in enumerate(data.names) if index not in occurring]
+    if absent:
+        accelerator.print(f"no training image is of the classes: {_listed(absent)}.")
     trained, log = train(model, data, accelerator, inputs.settings, resume=arguments.resume)
     if accelerator.is_main_process:
         with _writing(output_dir):
@@ -186,8 +192,12 @@ def _head_line(parent: Parent, data: Split) -> str:
     """Say what became of the head of the trained weights."""
     if parent.head == HEAD_REORDERED:
         return f"the head of {parent.source} is kept, its classes in the order of the data's."
-    shown = ", ".join(data.names[:10]) + (", ..." if len(data.names) > 10 else "")
-    return f"a new head on the body of {parent.source}, as the data have other classes than it knows: {shown}."
+    known = "as the data have other classes than it knows"
+    return f"a new head on the body of {parent.source}, {known}: {_listed(data.names)}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 @contextmanager

@@ -157,8 +157,8 @@ class Run:
             FileExistsError, OSError: as `check_folder` and `load_checkpoint` say.
         """
         if last_checkpoint(self._checkpoint) is None:
-            self.accelerator.print(f"there is no checkpoint in {self.settings.output_dir}: beginning.")
             self.start()
+            self.accelerator.print(f"there is no checkpoint in {self.settings.output_dir}: beginning.")
             return
         self._check_folder(resume=True)
         load_checkpoint(self.accelerator, self._checkpoint, self._identity)
