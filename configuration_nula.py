@@ -1,5 +1,6 @@
 """Configuration of NULA, an anti-aliased residual CNN for 32x32 RGB images."""
 
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -96,8 +97,16 @@ def require_integer(name: str, value: Any, minimum: int) -> int:
     return int(value)
 
 
-def require_labels(config: Any) -> None:
-    """Stub."""
+def require_labels(names: Mapping[int, str], classes: int) -> None:
+    """Raise a ValueError that begins with "id2label" unless `names` has a name for each class, 0 to `classes` - 1."""
+    if set(names) != set(range(classes)):
+        missing = sorted(set(range(classes)) - set(names))
+        surplus = [key for key in names if key not in range(classes)]
+        told = [f"{what} {keys[:5]}" for what, keys in (("lacks", missing), ("has", surplus)) if keys]
+        raise ValueError(f"id2label must name the classes 0 to {classes - 1}; it {' and '.join(told)}.")
+    wrong = [name for name in names.values() if not isinstance(name, str)]
+    if wrong:
+        raise ValueError(f"id2label must hold names, got {wrong[0]!r}.")
 
 
 def require_positive(name: str, value: Any) -> None:

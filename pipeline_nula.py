@@ -64,7 +64,9 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        require_labels(self.model.config)
+        head = getattr(self.model, "classifier", None)
+        names = self.model.config.id2label
+        require_labels(names, head.out_features if isinstance(head, torch.nn.Linear) else len(names))
         self.model.eval()
         if self.device.type == "cpu":
             self.model.to(memory_format=torch.channels_last)  # the same weights, in the order that its kernels prefer

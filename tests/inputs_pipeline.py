@@ -249,7 +249,7 @@ def in_training() -> str:
         pipe.model.eval()
 
 
-def of_labels(labels: dict[int, str]) -> str:
+def of_labels(labels: dict[Any, Any]) -> str:
     config = NulaConfig(stem_channels=4, hidden_sizes=(8,), depths=(0,))
     model = NulaForImageClassification(config)
     model.config.id2label = labels
@@ -319,6 +319,9 @@ def corpus(folder: Path) -> dict[str, Callable[[], str]]:
         "a folder with links, a loop and a dead end": partial(linked, folder),
         "a model in training": in_training,
         "id2label without an index": partial(of_labels, {index: str(index) for index in range(9)}),
+        "id2label with keys of text": partial(of_labels, {str(index): "a" for index in range(10)}),
+        "id2label with an index too many": partial(of_labels, {index: str(index) for index in range(11)}),
+        "id2label with numbers for names": partial(of_labels, {index: index for index in range(10)}),
         "id2label with a name twice": partial(of_labels, dict.fromkeys(range(10), "cat")),
         "URL of an encoded image": partial(fetched, "http://{}/gzip"),
         "URL of an unknown encoding": partial(fetched, "http://{}/br"),

@@ -3,6 +3,7 @@
 `python tests/test_inputs.py` writes the table inputs.md beside this file.
 """
 
+import argparse
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -11,14 +12,17 @@ from types import ModuleType
 
 import hypothesis.extra.numpy as arrays
 import inputs_pipeline
+import inputs_training
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-SECTIONS = (inputs_pipeline,)
+from nula.publishing.integrity import PushRefused
+
+SECTIONS = (inputs_pipeline, inputs_training)
 TABLE = Path(__file__).with_name("inputs.md")
-ERRORS = (FileNotFoundError, ValueError, TypeError)  # what users are meant to see
+ERRORS = (OSError, ValueError, TypeError, argparse.ArgumentTypeError, PushRefused)  # what users are meant to see
 
 
 def outcomes(section: ModuleType) -> Iterator[tuple[str, str]]:
