@@ -3,7 +3,9 @@
 import contextlib
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,9 +14,12 @@ from PIL import Image, ImageOps
 from torch.nn import functional as F
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
+SIDE = 32  # pixels
 IMAGE_MEAN = (0.5, 0.5, 0.5)
 IMAGE_STD = (0.5, 0.5, 0.5)
 RESAMPLING = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+ORDERS = ("channels_first", "channels_last")
+CHANNELS = (1, 3, 4)  # gray, RGB, RGBA
 PROCESS = os.getpid()  # which imported this
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 MODES_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
@@ -68,17 +73,91 @@ def _check_range(values: Array, top: float) -> None:
         raise ValueError(f"values must lie in [0, {top:g}], got {low:.9g} to {high:.9g}.")
 
 
+@dataclass
+class Settings:
+    """What is done to images, checked.
+
+    Args:
+        do_resize, size, resample: antialiased resize to `size`, {"height", "width"}, by PIL's BILINEAR or BICUBIC.
+        do_rescale, rescale_factor: multiply integer pixel values by this.
+        do_normalize, image_mean, image_std: subtract and divide, per channel.
+
+    Raises:
+        ValueError: an impossible value; the message begins with its name.
+    """
+
+    do_resize: bool = True
+    size: Any = SIDE
+    resample: int = Image.Resampling.BICUBIC
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: Any = IMAGE_MEAN
+    image_std: Any = IMAGE_STD
+
+    def __post_init__(self) -> None:
+        for name in ("do_resize", "do_rescale", "do_normalize"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+        if isinstance(self.resample, bool) or self.resample not in RESAMPLING:
+            raise ValueError(f"resample must be 2 (BILINEAR) or 3 (BICUBIC), got {self.resample!r}.")
+        if not _is_number(self.rescale_factor):
+            raise ValueError(f"rescale_factor must be a number, got {self.rescale_factor!r}.")
+        self.size, self.resample = _height_and_width(self.size), int(self.resample)
+        self.image_mean = _of_channels("image_mean", self.image_mean)
+        self.image_std = _of_channels("image_std", self.image_std)
+        if min(self.image_std) <= 0:
+            raise ValueError(f"image_std must be positive, got {self.image_std!r}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and np.isfinite(value)
+
+
+def _height_and_width(size: Any) -> dict[str, int]:
+    sides = size
+    if isinstance(size, Mapping):
+        sides = (size["height"], size["width"]) if set(size) == {"height", "width"} else ()
+    elif isinstance(size, Integral):
+        sides = (size, size)
+    if not (
+        isinstance(sides, (list, tuple))
+        and len(sides) == 2
+        and all(isinstance(side, Integral) and not isinstance(side, bool) and side > 0 for side in sides)
+    ):
+        raise ValueError(
+            'size must be a number of pixels, (height, width) or {"height": pixels, "width": pixels}, with positive '
+            f"integers, got {size!r}."
+        )
+    return {"height": int(sides[0]), "width": int(sides[1])}
+
+
+def _of_channels(name: str, values: Any) -> list[float]:
+    values = [values] * 3 if _is_number(values) else values
+    if not isinstance(values, (list, tuple, np.ndarray)) or len(values) != 3 or not all(map(_is_number, values)):
+        raise ValueError(f"{name} must be a number, or one for each of R, G, B, got {values!r}.")
+    return [float(value) for value in values]
+
+
+SETTINGS = tuple(field.name for field in fields(Settings))
+
+
 class NulaImageProcessor(BaseImageProcessor):
     """Prepares PIL images, numpy arrays and torch tensors, alone, in lists or as batched arrays.
 
-    An array is (H, W, 3) or (3, H, W), with a leading batch axis if it is a batch; integers mean 0..255, floating-point
-    numbers [0, 1]. Where both orders are possible, channels come first unless `input_data_format` says "channels_last".
-    Arrays of the target size and whole batches take a vectorised path.
+    An array is (H, W, 3) or (3, H, W), with 1 (gray) or 4 channels (RGBA, which is put over white) in place of 3, or
+    (H, W), and has a leading batch axis if it is a batch; integers mean 0..255, floating-point numbers [0, 1]. Where
+    several orders are possible, three channels come before others and the first axis before the last, unless
+    `input_data_format` tells. Arrays of the target size and whole batches take a vectorised path.
 
     Args:
-        do_resize, size, resample: antialiased resize to `size`, by PIL's BILINEAR (2) or BICUBIC (3).
+        do_resize, size, resample: antialiased resize to `size`, a number of pixels, (height, width) or {"height",
+            "width"}, by PIL's BILINEAR (2) or BICUBIC (3).
         do_rescale, rescale_factor: multiply integer pixel values by this; floating-point pixels are in [0, 1] already.
         do_normalize, image_mean, image_std: subtract and divide, per channel.
+
+    Raises:
+        ValueError: an impossible setting; the message begins with its name.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 (the base class's own form)
@@ -86,38 +165,29 @@ class NulaImageProcessor(BaseImageProcessor):
     def __init__(
         self,
         do_resize: bool = True,
-        size: dict[str, int] | None = None,
+        size: int | Sequence[int] | dict[str, int] | None = None,
         resample: int = Image.Resampling.BICUBIC,
         do_rescale: bool = True,
         rescale_factor: float = 1 / 255,
         do_normalize: bool = True,
-        image_mean: Sequence[float] = IMAGE_MEAN,
-        image_std: Sequence[float] = IMAGE_STD,
+        image_mean: float | Sequence[float] = IMAGE_MEAN,
+        image_std: float | Sequence[float] = IMAGE_STD,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        size = {"height": 32, "width": 32} if size is None else dict(size)
-        if set(size) != {"height", "width"} or not all(isinstance(side, int) and side > 0 for side in size.values()):
-            raise ValueError(
-                f'size must be {{"height": pixels, "width": pixels}} with positive integers, got {size!r}.'
-            )
-        if resample not in RESAMPLING:
-            raise ValueError(f"resample must be 2 (BILINEAR) or 3 (BICUBIC), got {resample!r}.")
-        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
-            if len(values) != 3:
-                raise ValueError(f"{name} must have one value for each of R, G, B, got {values!r}.")
-        if min(image_std) <= 0:
-            raise ValueError(f"image_std must be positive, got {image_std!r}.")
-        self.do_resize, self.size, self.resample = do_resize, size, int(resample)
-        self.do_rescale, self.rescale_factor = do_rescale, rescale_factor
-        self.do_normalize, self.image_mean, self.image_std = do_normalize, list(image_mean), list(image_std)
+        size = SIDE if size is None else size
+        settings = Settings(do_resize, size, resample, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+        for name in SETTINGS:
+            setattr(self, name, getattr(settings, name))
 
     def preprocess(
         self,
         images: Any,
         return_tensors: str | None = None,
         input_data_format: str | None = None,
+        data_format: str = "channels_first",
         device: str | torch.device = "cpu",
+        **settings: Any,
     ) -> BatchFeature:
         """Turn images into the model's input.
 
@@ -128,31 +198,33 @@ class NulaImageProcessor(BaseImageProcessor):
             images: one image, a list of images, or an array of images with a leading batch axis.
             return_tensors: "pt" or "np"; without it `pixel_values` is a list of (3, height, width) numpy arrays.
             input_data_format: "channels_first" or "channels_last", for arrays that leave it open.
+            data_format: "channels_first" or "channels_last", of `pixel_values`.
             device: where integers are turned into floating-point numbers and normalised, and `pixel_values` will be.
+            settings: any of the processor's own, for this call; None leaves them. `do_convert_rgb=True` is what is
+                always done.
 
         Returns:
             pixel_values, float32 (B, 3, height, width), in [-1, 1] with the default settings.
 
         Raises:
-            ValueError: an image that is empty, has values out of range, NaN, or is not RGB; TypeError: not an image.
-                The message names its position in a list.
+            ValueError: an image that is empty, has values out of range, NaN, or other channels; an impossible setting.
+            TypeError: not an image, or an unknown setting. The message names the image's position in a list.
         """
-        if input_data_format not in (None, "channels_first", "channels_last"):
-            raise ValueError(
-                f'input_data_format must be "channels_first" or "channels_last", got {input_data_format!r}.'
-            )
-        if _is_array(images) and images.ndim == 4:
-            pixels = self._pixels_of_array(images, input_data_format)
-        elif isinstance(images, (list, tuple)):
-            pixels = self._pixels_of_list(images, input_data_format)
+        for name, order in (("input_data_format", input_data_format), ("data_format", data_format)):
+            if order not in (None, *ORDERS):
+                raise ValueError(f'{name} must be "channels_first" or "channels_last", got {order!r}.')
+        if return_tensors not in (None, "pt", "np"):
+            raise ValueError(f'return_tensors must be "pt", "np" or None, got {return_tensors!r}.')
+        preparation = _Preparation(self._settings(settings), input_data_format)
+        if _is_array(images) and not _is_nested(images) and images.ndim == 4:
+            pixels = preparation.of_array(images)
+        elif isinstance(images, (list, tuple)) or _is_nested(images):
+            pixels = preparation.of_list(images.unbind() if _is_nested(images) else images)
         else:
-            pixels = self._pixels_of_image(images, input_data_format)
-        pixels = _moved(pixels, device)
-        # In one order in memory, for the same answer to the bit whatever came in.
-        pixels = np.ascontiguousarray(pixels) if isinstance(pixels, np.ndarray) else pixels.contiguous()
-        pixels = self._rescaled(pixels)
-        if self.do_normalize:
-            pixels = normalize(pixels, self.image_mean, self.image_std)
+            pixels = preparation.of_image(images)
+        pixels = preparation.finished(_moved(pixels, device))
+        if data_format == "channels_last":
+            pixels = pixels.swapaxes(1, 2).swapaxes(2, 3)
         if return_tensors == "pt":
             return BatchFeature({"pixel_values": _as_tensor(pixels)}, tensor_type="pt")
         pixels = _moved(pixels, "cpu")
@@ -164,15 +236,36 @@ class NulaImageProcessor(BaseImageProcessor):
         Raises:
             ValueError, TypeError: as by `preprocess`.
         """
-        return _as_tensor(self._pixels_of_image(image, input_data_format))
+        return _as_tensor(_Preparation(self._settings({}), input_data_format).of_image(image))
 
-    def _pixels_of_list(self, images: Sequence[Any], input_data_format: str | None) -> Array:
+    def _settings(self, given: dict[str, Any]) -> Settings:
+        """The processor's settings but for those that are given."""
+        unknown = given.keys() - {*SETTINGS, "do_convert_rgb"}
+        if unknown:
+            raise TypeError(f"{sorted(unknown)[0]!r} is no setting of this processor; it has {', '.join(SETTINGS)}.")
+        if given.get("do_convert_rgb") not in (None, True):
+            raise ValueError(f"do_convert_rgb must be True, as the model takes RGB, got {given['do_convert_rgb']!r}.")
+        own = {name: getattr(self, name) for name in SETTINGS}
+        return Settings(**own | {name: value for name, value in given.items() if name in own and value is not None})
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    """What a call does to images.
+
+    Args:
+        settings: what is asked for.
+        input_data_format: of arrays that leave it open.
+    """
+
+    settings: Settings
+    input_data_format: str | None
+
+    def of_list(self, images: Sequence[Any]) -> Array:
+        """(B, 3, height, width), uint8 or float32, of images."""
         if not images:
             raise ValueError("images is an empty list; at least one image is needed.")
-        arrays = [
-            self._pixels_of_image(image, input_data_format, name=f"image {position}: ")
-            for position, image in enumerate(images)
-        ]
+        arrays = [self.of_image(image, name=f"image {position}: ") for position, image in enumerate(images)]
         if len({array.shape for array in arrays}) > 1:
             sizes = sorted({tuple(array.shape[2:]) for array in arrays})
             raise ValueError(f"without do_resize all images must have one size, got {sizes}.")
@@ -182,37 +275,37 @@ class NulaImageProcessor(BaseImageProcessor):
             arrays = [_moved(array, "cpu") for array in arrays]
         return torch.cat(arrays) if isinstance(arrays[0], torch.Tensor) else np.concatenate(arrays)
 
-    def _pixels_of_image(self, image: Any, input_data_format: str | None, name: str = "") -> Array:
-        """`name` is put before the message of an error."""
+    def of_image(self, image: Any, name: str = "") -> Array:
+        """(1, 3, height, width), uint8 or float32; `name` is put before the message of an error."""
         try:
             if isinstance(image, Image.Image):
                 image = to_rgb(image)
-                if self.do_resize:
-                    image = image.resize((self.size["width"], self.size["height"]), self.resample)
-                image, input_data_format = np.asarray(image), "channels_last"
-            elif not _is_array(image):
+                if self.settings.do_resize:
+                    image = image.resize((self._width, self._height), self.settings.resample)
+                return _Preparation(self.settings, "channels_last").of_array(np.asarray(image)[None])
+            if not _is_array(image):
                 raise TypeError(f"a PIL image, numpy array or torch tensor is needed, got {type(image).__name__}.")
-            if image.ndim != 3:
-                raise ValueError(f"an array of an image must have 3 axes, got shape {tuple(image.shape)}.")
-            return self._pixels_of_array(image[None], input_data_format)
+            if not _is_nested(image) and image.ndim == 2:
+                return _Preparation(self.settings, "channels_last").of_array(image[None, ..., None])
+            if _is_nested(image) or image.ndim != 3:
+                shape = "of a nested tensor" if _is_nested(image) else f"shape {tuple(image.shape)}"
+                raise ValueError(f"an array of an image must have 3 axes, or 2 if it is gray, got {shape}.")
+            return self.of_array(image[None])
         except (ValueError, TypeError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{name}{error}") from error
 
-    def _pixels_of_array(self, images: Array, input_data_format: str | None) -> Array:
-        """(B, H, W, 3) or (B, 3, H, W) to (B, 3, height, width), uint8 for integers and float32 for others, resized."""
+    def of_array(self, images: Array) -> Array:
+        """(B, H, W, C) or (B, C, H, W) to (B, 3, height, width), uint8 for integers and float32 for others, resized."""
         shape = tuple(images.shape)
-        channels_last = input_data_format == "channels_last" or (input_data_format is None and shape[1] != 3)
-        if shape[3 if channels_last else 1] != 3:
-            raise ValueError(
-                f"an array must have 3 channels (RGB), first or last, got shape {shape[1:]} for one image."
-            )
+        channels_last = self._channels_last(shape)
         if 0 in shape:
             raise ValueError(f"an array must hold at least one image of at least one pixel, got shape {shape}.")
         images = _numbers(images)
         if channels_last:
             images = images.swapaxes(2, 3).swapaxes(1, 2)
-        if not self.do_resize or images.shape[2:] == (self.size["height"], self.size["width"]):
+        images = _in_rgb(images)
+        if not self.settings.do_resize or images.shape[2:] == (self._height, self._width):
             return images
         if isinstance(images, torch.Tensor):
             return self._interpolated(images)
@@ -221,14 +314,45 @@ class NulaImageProcessor(BaseImageProcessor):
                 torch.set_num_threads(1)
             return self._interpolated(torch.from_numpy(images)).numpy()
         # As PIL images are resized, for the same answer to the same pixels.
-        pictures = [Image.fromarray(image) for image in images.transpose(0, 2, 3, 1)]
-        resized = [picture.resize((self.size["width"], self.size["height"]), self.resample) for picture in pictures]
+        pictures = [Image.fromarray(image) for image in np.ascontiguousarray(images.transpose(0, 2, 3, 1))]
+        resized = [picture.resize((self._width, self._height), self.settings.resample) for picture in pictures]
         return np.stack(resized).transpose(0, 3, 1, 2)
+
+    def finished(self, pixels: Array) -> Array:
+        """float32 (B, 3, height, width), rescaled and normalised."""
+        # In one order in memory, for the same answer to the bit whatever came in.
+        pixels = np.ascontiguousarray(pixels) if isinstance(pixels, np.ndarray) else pixels.contiguous()
+        pixels = self._rescaled(pixels)
+        if self.settings.do_normalize:
+            pixels = normalize(pixels, self.settings.image_mean, self.settings.image_std)
+        return pixels
+
+    @property
+    def _height(self) -> int:
+        return self.settings.size["height"]
+
+    @property
+    def _width(self) -> int:
+        return self.settings.size["width"]
+
+    def _channels_last(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of (B, ...) has its channels last."""
+        first, last = shape[1] in CHANNELS, shape[3] in CHANNELS
+        order = self.input_data_format
+        if order is None:
+            three = shape[3] == 3 and shape[1] != 3
+            order = "channels_last" if three or not first else "channels_first"
+        if not (last if order == "channels_last" else first):
+            raise ValueError(
+                "an array must have 1, 3 or 4 channels (gray, RGB or RGBA), first or last, got shape "
+                f"{shape[1:]} for one image."
+            )
+        return order == "channels_last"
 
     def _interpolated(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) to (B, 3, height, width), of the same dtype, by torch's antialiased interpolation."""
-        mode, top = RESAMPLING[self.resample], 1 if images.is_floating_point() else 255
-        size = (self.size["height"], self.size["width"])
+        mode, top = RESAMPLING[self.settings.resample], 1 if images.is_floating_point() else 255
+        size = (self._height, self._width)
         resized = F.interpolate(images.float(), size, mode=mode, antialias=True).clamp(0, top)
         return resized if images.is_floating_point() else resized.round().to(torch.uint8)
 
@@ -237,9 +361,25 @@ class NulaImageProcessor(BaseImageProcessor):
         if _is_floating(pixels):
             return pixels
         pixels = pixels.astype(np.float32) if isinstance(pixels, np.ndarray) else pixels.float()
-        if self.do_rescale:
-            pixels *= float(self.rescale_factor)
+        if self.settings.do_rescale:
+            pixels *= float(self.settings.rescale_factor)
         return pixels
+
+
+def _in_rgb(images: Array) -> Array:
+    """(B, 3, H, W) of (B, C, H, W), uint8 or float32: gray repeated, and what is transparent put over white."""
+    if images.shape[1] == 1:
+        return images.repeat(3, axis=1) if isinstance(images, np.ndarray) else images.expand(-1, 3, -1, -1)
+    if images.shape[1] == 3:
+        return images
+    colour, alpha = images[:, :3], images[:, 3:]
+    if _is_floating(images):
+        return colour * alpha + (1 - alpha)
+    # As Image.alpha_composite computes it, to the bit.
+    wide = [part.astype(np.int32) if isinstance(part, np.ndarray) else part.int() for part in (colour, alpha)]
+    total = (wide[0] * wide[1] + 255 * (255 - wide[1])) * 128 + 0x4000
+    over_white = (((total >> 8) + total) >> 8) >> 7
+    return over_white.astype(np.uint8) if isinstance(images, np.ndarray) else over_white.to(torch.uint8)
 
 
 def _numbers(images: Array) -> Array:
@@ -248,10 +388,12 @@ def _numbers(images: Array) -> Array:
     Raises:
         ValueError: other kinds of numbers or values, or a tensor that holds no data.
     """
+    if isinstance(images, np.ma.MaskedArray):
+        raise ValueError("a masked array leaves values open; give them, such as by filled(0).")
     if isinstance(images, np.ndarray):
         wrong = images.dtype.kind not in "uif"
     else:
-        wrong = images.is_complex() or images.dtype == torch.bool
+        wrong = images.is_complex() or images.dtype == torch.bool or images.is_quantized
     if wrong:
         raise ValueError(
             f"an array must hold integers (0..255) or floating-point numbers ([0, 1]), got {images.dtype}."
@@ -260,7 +402,10 @@ def _numbers(images: Array) -> Array:
         if images.layout != torch.strided or images.is_meta:
             raise ValueError(f"a tensor must be dense and hold its data, got {images.layout} on {images.device}.")
         images = images.detach()
-        images = images.float() if images.is_floating_point() else images  # numpy has no bfloat16
+        if images.is_floating_point():  # numpy has no bfloat16
+            images = images.float()
+        elif images.dtype != torch.uint8:  # torch computes nothing with the wider unsigned ones
+            images = images.long()
         images = _moved(images, images.device)
     else:
         dtype = np.float32 if images.dtype.kind == "f" else images.dtype
@@ -292,6 +437,10 @@ def _is_floating(array: Array) -> bool:
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, (np.ndarray, torch.Tensor))
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_nested
 
 
 NulaImageProcessor.register_for_auto_class()

@@ -154,7 +154,13 @@ def images(folder: Path) -> dict[str, Any]:
         "tensor, sparse": torch.zeros(3, 32, 32).to_sparse(),
         "tensor without data (meta)": torch.zeros(3, 32, 32, device="meta"),
         "tensor with 5 axes": torch.zeros(1, 1, 3, 32, 32),
-        "batch of (4, 4) without RGB": torch.zeros(2, 1, 4, 4),
+        "batch of gray images": torch.zeros(2, 1, 4, 4),
+        "batch of two channels": torch.zeros(2, 2, 4, 5),
+        "array (32, 32, 2)": np.zeros((32, 32, 2), dtype=np.uint8),
+        "array (4, 32, 32)": np.zeros((4, 32, 32), dtype=np.uint8),
+        "array, masked": np.ma.masked_array(np.zeros((32, 32, 3))),
+        "tensor of uint16": torch.zeros(3, 32, 32, dtype=torch.uint16),
+        "tensor, quantised": torch.quantize_per_tensor(torch.zeros(3, 32, 32), 0.1, 0, torch.quint8),
     }
     return inputs
 

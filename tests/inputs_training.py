@@ -2,9 +2,6 @@
 
 import json
 import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the first import of huggingface_hub
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial

@@ -262,9 +262,9 @@ def test_unreadable_exif_is_passed_over():
     ("image", "error", "message"),
     [
         ([], ValueError, "empty list"),
-        (np.zeros((1, 32, 32)), ValueError, r"3 channels \(RGB\), first or last, got shape \(1, 32, 32\)"),
-        (torch.zeros(2, 1, 32, 32), ValueError, r"3 channels \(RGB\), first or last, got shape \(1, 32, 32\)"),
-        (np.zeros((32, 32)), ValueError, "3 axes"),
+        (np.zeros((2, 32, 32)), ValueError, r"1, 3 or 4 channels .*, first or last, got shape \(2, 32, 32\)"),
+        (torch.zeros(2, 2, 32, 32), ValueError, r"1, 3 or 4 channels .*, first or last, got shape \(2, 32, 32\)"),
+        (np.zeros(32), ValueError, r"must have 3 axes, or 2 if it is gray, got shape \(32,\)"),
         (np.zeros((0, 32, 3)), ValueError, "at least one pixel"),
         (torch.zeros(0, 3, 32, 32), ValueError, "at least one image"),
         (torch.full((3, 32, 32), float("nan")), ValueError, r"must lie in \[0, 1\], got NaN"),
@@ -279,6 +279,12 @@ def test_unreadable_exif_is_passed_over():
         (Image.new("I", (4, 4), 70000), ValueError, r"must lie in \[0, 65535\]"),
         ("cat.png", TypeError, "a PIL image, numpy array or torch tensor is needed, got str"),
         ([photograph(), None], TypeError, "image 1: .* got NoneType"),
+        (np.array(["cat.png"]).reshape(1, 1, 1), ValueError, "must hold integers .* got <U7"),
+        (np.zeros((3, 4, 4), dtype="datetime64[s]"), ValueError, "must hold integers .* got datetime64"),
+        (np.zeros((3, 4, 4), dtype=[("r", "u1")]), ValueError, "must hold integers"),
+        (np.ma.masked_array(np.zeros((3, 4, 4))), ValueError, "a masked array leaves values open"),
+        (torch.quantize_per_tensor(torch.zeros(3, 4, 4), 0.1, 0, torch.quint8), ValueError, "got torch.quint8"),
+        (torch.full((3, 4, 4), 256).to(torch.uint16), ValueError, r"must lie in \[0, 255\], got 256 to 256"),
     ],
 )
 def test_bad_input_is_named(image, error, message):
@@ -293,9 +299,108 @@ def test_bad_input_is_named(image, error, message):
         ({"size": {"shortest_edge": 32}}, "height"),
         ({"resample": 0}, "resample must be 2"),
         ({"image_std": (0.5, 0.5, 0)}, "image_std must be positive"),
-        ({"image_mean": (0.5,)}, "image_mean must have one value for each of R, G, B"),
+        ({"image_mean": (0.5,)}, "image_mean must be a number, or one for each of R, G, B"),
+        ({"image_mean": "0.5"}, "image_mean must be a number, or one for each"),
+        ({"image_std": (0.5, 0.5, float("nan"))}, "image_std must be a number, or one for each"),
+        ({"size": 0}, "size must be a number of pixels"),
+        ({"size": True}, "size must be a number of pixels"),
+        ({"size": (32,)}, "size must be a number of pixels"),
+        ({"size": (32, 32.0)}, "size must be a number of pixels"),
+        ({"size": "32"}, "size must be a number of pixels"),
+        ({"do_resize": "yes"}, "do_resize must be True or False, got 'yes'"),
+        ({"rescale_factor": None}, "rescale_factor must be a number"),
     ],
 )
 def test_impossible_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         NulaImageProcessor(**settings)
+    if None not in settings.values():
+        with pytest.raises(ValueError, match=message):
+            processor(photograph(), **settings)
+
+
+def test_settings_of_a_call():
+    """As transformers' processors have them: each is what a processor that is made with it does."""
+    array = photograph(48, 40)
+    for settings in (
+        {"do_resize": False},
+        {"size": 24},
+        {"size": (24, 16)},
+        {"size": {"height": 24, "width": 16}, "resample": Image.Resampling.BILINEAR},
+        {"do_rescale": False, "do_normalize": False},
+        {"do_normalize": False},
+        {"rescale_factor": 1 / 127.5, "image_mean": 1, "image_std": [1, 1, 1]},
+    ):
+        expected = NulaImageProcessor(**settings)(array, return_tensors="pt").pixel_values
+        assert torch.equal(pixel_values(array, **settings), expected)
+        assert torch.equal(pixel_values(Image.fromarray(array), **settings), expected)
+    assert pixel_values(array, do_resize=False).shape == (1, 3, 48, 40)
+    assert pixel_values(array, size=(24, 16)).shape == (1, 3, 24, 16)
+    assert pixel_values(array, do_rescale=False, do_normalize=False).max() > 1
+    assert torch.equal(pixel_values(array, do_convert_rgb=True, size=None, resample=None), pixel_values(array))
+    last = pixel_values(array, data_format="channels_last")
+    assert torch.equal(last.permute(0, 3, 1, 2), pixel_values(array))
+    assert processor.size == {"height": 32, "width": 32}  # as before
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (
+            {"do_center_crop": True},
+            TypeError,
+            "'do_center_crop' is no setting of this processor; it has do_resize, ",
+        ),
+        ({"do_convert_rgb": False}, ValueError, "do_convert_rgb must be True"),
+        ({"data_format": "none"}, ValueError, 'data_format must be "channels_first" or "channels_last", got \'none\''),
+        ({"return_tensors": "tf"}, ValueError, 'return_tensors must be "pt", "np" or None, got \'tf\''),
+    ],
+)
+def test_what_a_call_cannot_do_is_named(settings, error, message):
+    with pytest.raises(error, match=message):
+        processor(photograph(), **{"return_tensors": "pt"} | settings)
+
+
+def test_a_size_may_be_a_number(tmp_path):
+    NulaImageProcessor().save_pretrained(tmp_path)
+    loaded = NulaImageProcessor.from_pretrained(tmp_path, size=48)
+    assert loaded.size == {"height": 48, "width": 48}
+    loaded.size = 24
+    assert loaded(photograph(), return_tensors="pt").pixel_values.shape == (1, 3, 24, 24)
+
+
+@pytest.mark.parametrize("form", [np.asarray, torch.from_numpy])
+def test_gray_arrays_are_gray_images(form):
+    gray = photograph(32, 32)[..., 0].copy()
+    expected = pixel_values(Image.fromarray(gray))
+    for shape in ((32, 32), (32, 32, 1), (1, 32, 32), (1, 32, 32, 1), (1, 1, 32, 32)):
+        assert torch.equal(pixel_values(form(gray.reshape(shape))), expected)
+        torch.testing.assert_close(pixel_values(form(gray.reshape(shape) / 255)), expected)
+    large = photograph(60, 50)[..., 0].copy()
+    torch.testing.assert_close(pixel_values(form(large)), pixel_values(Image.fromarray(large)), atol=0.009, rtol=0)
+    batch = form(np.stack([gray, 255 - gray])[:, None])
+    assert torch.equal(pixel_values(batch), torch.cat([expected, pixel_values(Image.fromarray(255 - gray))]))
+    three = form(np.stack([gray] * 3))  # three gray images look like one in colour, and are taken for that
+    assert pixel_values(three).shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("form", [np.asarray, torch.from_numpy])
+def test_arrays_with_alpha_are_put_over_white_as_images_are(form):
+    """To the bit, for every value of colour and alpha."""
+    colour, alpha = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    array = np.stack([colour, 255 - colour, colour // 2, alpha], axis=2)
+    plain = {"do_resize": False, "do_rescale": False, "do_normalize": False}
+    expected = pixel_values(Image.fromarray(array, "RGBA"), **plain)
+    for given in (array, array.transpose(2, 0, 1).copy(), array[None], array.astype(np.int64)):
+        assert torch.equal(pixel_values(form(given), **plain), expected)
+    floating = pixel_values(form(array / 255), **plain) * 255
+    torch.testing.assert_close(floating, expected, atol=0.51, rtol=0)
+
+
+def test_wide_integers_and_nested_tensors():
+    array = photograph(32, 32)
+    expected = pixel_values(array)
+    for dtype in (torch.uint16, torch.uint32, torch.uint64, torch.int16):
+        assert torch.equal(pixel_values(torch.from_numpy(array.astype(np.int64)).to(dtype)), expected)
+    nested = torch.nested.nested_tensor([torch.from_numpy(array), torch.from_numpy(photograph(40, 30))])
+    assert torch.equal(pixel_values(nested), pixel_values([array, torch.from_numpy(photograph(40, 30))]))

@@ -410,13 +410,13 @@ def test_broken_files_are_named(pipe, broken, name, error, message):
     [
         (torch.full((3, 32, 32), float("nan")), ValueError, r"Tensor of shape \(3, 32, 32\): .*\[0, 1\], got NaN"),
         (
-            torch.zeros(2, 1, 32, 32),
+            torch.zeros(2, 2, 32, 32),
             ValueError,
-            r"^image 0: Tensor of shape \(1, 32, 32\): an array must have 3",
+            r"^image 0: Tensor of shape \(2, 32, 32\): an array must have 1, 3 or 4 channels",
         ),
         (np.full((32, 32, 3), 2.0), ValueError, r"ndarray of shape \(32, 32, 3\): values must lie in \[0, 1\], got 2"),
         (np.full((32, 32, 3), 256), ValueError, r"must lie in \[0, 255\]"),
-        (np.zeros((32, 32)), ValueError, "must have 3 axes"),
+        (np.zeros(32), ValueError, "must have 3 axes, or 2 if it is gray"),
         (7, TypeError, "int: an image must be a path, a URL, bytes, an open file, a PIL image, a numpy array or a t"),
         ([CAT, None], TypeError, "item 1: NoneType: an image must be"),
         (EPS, ValueError, "^'data:image.*: it looks like EPS, which is not a supported format"),

@@ -37,9 +37,7 @@ from nula.records.release import load_releases
 from nula.records.table import Table
 from nula.records.weights import weights_sha256
 
-CODE = {
-    f"{name}_nula.py" for name in ("configuration", "modeling", "image_processing", "pipeline", "reading", "smoothing")
-}
+CODE = {file.name for file in ROOT.glob("*_nula.py")}  # test_remote_code.py lists them
 PAYLOAD = CODE | {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
 RELEASES = ROOT / "releases"
 NAMES = sorted(file.parent.name for file in RELEASES.glob("*/release.json"))

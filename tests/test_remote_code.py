@@ -32,7 +32,7 @@ STANDARD = {  # module of the standard library to what is used of it; anything e
     "concurrent.futures": {"Future", "ThreadPoolExecutor", "wait"},
     "contextlib": {"ExitStack", "contextmanager", "suppress"},
     "contextvars": {"copy_context"},
-    "dataclasses": {"dataclass"},
+    "dataclasses": {"dataclass", "fields"},
     "inspect": {"iscoroutinefunction"},
     "io": {"BytesIO"},
     "numbers": {"Integral", "Real"},
