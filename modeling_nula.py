@@ -5,7 +5,7 @@ dense evaluation, then blur, then subsample. The residual learning is that of K.
 Image Recognition" (CVPR 2016). Read the file from the bottom up.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .smoothing_nula import certify  # noqa: F401
 
 MINIMUM_SIDE = 16  # pixels
+HEAD = "classifier."  # how the names of the classifier's tensors begin
 
 
 class NulaBlurPool(nn.Module):
@@ -126,6 +127,48 @@ class NulaPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["NulaConvLayer", "NulaResidualLayer"]  # noqa: RUF012 (the base class's own form)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *arguments: Any,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Load a model as transformers does, but refuse weights that are not all of it.
+
+        transformers fills in random numbers with a warning. A new classifier, for other classes, is had by
+        `ignore_mismatched_sizes=True`; whatever else is missing is refused even then.
+
+        Raises:
+            ValueError: tensors are missing or have another shape; the message names them.
+        """
+        model, report = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *arguments,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # which the report then names
+            **options,
+        )
+        problems = sorted(
+            f"{name} is missing" for name in report["missing_keys"] if not name.endswith("num_batches_tracked")
+        )
+        for name, stored, needed in sorted(report["mismatched_keys"]):
+            problems.append(f"{name} has shape {tuple(stored)} in place of {tuple(needed)}")
+        if ignore_mismatched_sizes:
+            problems = [problem for problem in problems if not problem.startswith(HEAD)]
+        if problems:
+            advice = ""
+            if all(problem.startswith(HEAD) for problem in problems):
+                advice = " (ignore_mismatched_sizes=True makes a new classifier)"
+            rest = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise ValueError(
+                f"the weights of {pretrained_model_name_or_path} do not fit the model{advice}: "
+                f"{', '.join(problems[:3])}{rest}."
+            )
+        return (model, report) if output_loading_info else model
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
@@ -145,6 +188,8 @@ class NulaPreTrainedModel(PreTrainedModel):
 
 class NulaModel(NulaPreTrainedModel):
     """The network without its classifier: an image embedding of `config.hidden_sizes[-1]` features."""
+
+    _keys_to_ignore_on_load_unexpected = [rf"^{HEAD}"]  # noqa: RUF012 (the base class's own form)
 
     def __init__(self, config: NulaConfig):
         super().__init__(config)

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from nula.modeling_nula import NulaForImageClassification
 def load_model(name: str | Path, kind: Any = NulaForImageClassification, revision: str | None = None) -> Any:
     """Load the model in a folder or Hub repository, float32 and in eval mode, with every weight accounted for.
 
-    `kind` is the class, or an Auto class of transformers, whose `from_pretrained` loads it.
+    `kind` is the class, or an Auto class of transformers, whose `from_pretrained` loads it. Weights that the model has
+    no use for are warned of.
 
     Raises:
         OSError: there is no such folder or repository, or it holds no model.
@@ -37,10 +39,19 @@ def load_model(name: str | Path, kind: Any = NulaForImageClassification, revisio
             model, report = kind.from_pretrained(name, **report_all, dtype=torch.float32, revision=revision)
     except (SafetensorError, RuntimeError) as error:  # a file cut short
         raise ValueError(f"the weights of {name} cannot be loaded: {error}") from error
-    problems = {problem: sorted(map(str, names)) for problem, names in report.items() if names}
+    spare = sorted(report.get("unexpected_keys", ()))
+    problems = {problem: names for problem, names in report.items() if names and problem != "unexpected_keys"}
     if problems:
-        raise ValueError(f"the weights of {name} do not fit the model: {problems}.")
+        told = "; ".join(f"{problem.replace('_', ' ')}: {_few(names)}" for problem, names in problems.items())
+        raise ValueError(f"the weights of {name} do not fit the model: {told}.")
+    if spare:
+        warnings.warn(f"the weights of {name} hold more than the model has: {_few(spare)}.", stacklevel=2)
     return model.eval()
+
+
+def _few(names: Collection[Any]) -> str:
+    shown = ", ".join(sorted(map(str, names))[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def class_names(model: PreTrainedModel) -> list[str]:

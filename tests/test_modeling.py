@@ -8,13 +8,17 @@ import pytest
 import torch
 from conftest import CAT, ROOT, run_without_nula
 from hub import Hub
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from nula.configuration_nula import NulaConfig
 from nula.image_processing_nula import normalize
-from nula.modeling_nula import NulaBlurPool, NulaForImageClassification
+from nula.modeling_nula import NulaBlurPool, NulaForImageClassification, NulaModel
+from nula.records.weights import load_model
+
+SMALL = {"stem_channels": 4, "hidden_sizes": (8, 12), "depths": (1, 0)}
 
 
 def test_blur_pool_is_the_binomial_filter_then_subsampling():
@@ -220,7 +224,7 @@ def features(name, path):
     "Of the image by AutoModel, by the pipeline, and by the classifier's own network; and what loading reports."
     model, report = AutoModel.from_pretrained(name, trust_remote_code=True, output_loading_info=True)
     classifier, of_classifier = AutoModelForImageClassification.from_pretrained(
-        name, trust_remote_code=True, output_loading_info=True)
+        name, trust_remote_code=True, output_loading_info=True, ignore_mismatched_sizes=True)  # or a new head
     processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
     extract = pipeline("image-feature-extraction", model=name, trust_remote_code=True)
     inputs = processor(Image.open(path), return_tensors="pt")
@@ -260,7 +264,7 @@ def test_auto_model_gives_the_features_of_every_copy(payload, tmp_path):
     by_model, by_pipeline, by_classifier = original["features"]
     assert np.shape(by_model) == (1, 496)
     assert by_model == by_pipeline == by_classifier
-    assert original["reports"] == [[[], HEAD], [[], []]]
+    assert original["reports"] == [[[], []], [[], []]]
     folders = [tmp_path / name for name in ("classifier", "pipeline", "bare", "extractor")]
     copies = json.loads(run_without_nula(FEATURES + LOAD, tmp_path, *folders, CAT))
     without_head = original | {"reports": [[[], []], [HEAD, []]]}
@@ -300,7 +304,7 @@ def test_auto_model_loads_a_copy_that_was_pushed_from_the_hub_alone(payload, tmp
         del hub.repositories["owner/ours"]
         shutil.rmtree(os.environ["HF_HOME"])
         [tuned] = json.loads(run_without_nula(FEATURES + LOAD, tmp_path, "owner/theirs", CAT))
-    assert released["reports"] == tuned["reports"] == [[[], HEAD], [[], []]]
+    assert released["reports"] == tuned["reports"] == [[[], []], [[], []]]
     by_model, by_pipeline, by_classifier = tuned["features"]
     assert by_model == by_pipeline == by_classifier
     assert by_model != released["features"][0]
@@ -310,3 +314,65 @@ def test_auto_model_loads_a_copy_that_was_pushed_from_the_hub_alone(payload, tmp
 
 def hub_file(hub: Hub, repository: str, name: str) -> bytes:
     return hub.repositories[repository].commits[-1].files[name]
+
+
+def stored(folder, change) -> None:
+    """A small model in `folder`, whose tensors `change` has changed."""
+    NulaForImageClassification(NulaConfig(**SMALL)).save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("kind", [NulaForImageClassification, NulaModel])
+def test_weights_that_lack_tensors_are_refused(tmp_path, kind):
+    stored(tmp_path, lambda weights: weights.pop("nula.stem.convolution.weight"))
+    for options in ({}, {"ignore_mismatched_sizes": True}):
+        with pytest.raises(ValueError, match=r"the model: (nula\.)?stem\.convolution\.weight is missing\.$"):
+            kind.from_pretrained(tmp_path, **options)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    stored(tmp_path, lambda weights: weights.update({"nula.stem.convolution.bias": torch.zeros(7)}))
+    message = r"nula\.stem\.convolution\.bias has shape \(7,\) in place of \(\d+,\)\.$"
+    for options in ({}, {"ignore_mismatched_sizes": True}):
+        with pytest.raises(ValueError, match=message):
+            NulaForImageClassification.from_pretrained(tmp_path, **options)
+
+
+def test_a_new_classifier_is_made_where_it_is_asked_for(tmp_path):
+    NulaForImageClassification(NulaConfig(**SMALL)).save_pretrained(tmp_path)
+    message = r"\(ignore_mismatched_sizes=True makes .*\): classifier\.bias has shape \(10,\) in place of \(3,\)"
+    with pytest.raises(ValueError, match=message):
+        NulaForImageClassification.from_pretrained(tmp_path, num_labels=3)
+    model = NulaForImageClassification.from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
+    assert model.classifier.out_features == 3
+    NulaModel.from_pretrained(tmp_path).save_pretrained(tmp_path / "body")
+    with pytest.raises(ValueError, match=r"classifier\.bias is missing, classifier\.weight is missing"):
+        NulaForImageClassification.from_pretrained(tmp_path / "body")
+    made = NulaForImageClassification.from_pretrained(tmp_path / "body", ignore_mismatched_sizes=True)
+    assert torch.equal(made.nula.stem.convolution.weight, model.nula.stem.convolution.weight)
+
+
+def test_what_was_loaded_is_told_of_where_it_is_asked_for(tmp_path):
+    stored(tmp_path, lambda weights: weights.update(spare=torch.zeros(1)))
+    model, report = NulaForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(model, NulaForImageClassification)
+    assert set(report["unexpected_keys"]) == {"spare"}
+    with pytest.warns(UserWarning, match="hold more than the model has: spare"):
+        load_model(tmp_path)
+
+
+def test_the_pipeline_refuses_weights_that_lack_tensors(payload, tmp_path):
+    shutil.copytree(payload, tmp_path / "cut")
+    weights = load_file(payload / "model.safetensors")
+    weights.pop("nula.stem.convolution.weight")
+    save_file(weights, tmp_path / "cut" / "model.safetensors", metadata={"format": "pt"})
+    code = """
+from transformers import pipeline
+try:
+    pipeline("image-classification", model=sys.argv[1], trust_remote_code=True)
+except Exception as error:
+    print("nula.stem.convolution.weight is missing" in str(error))
+"""
+    assert run_without_nula(code, tmp_path, tmp_path / "cut").strip().splitlines()[-1] == "True"

@@ -53,7 +53,12 @@ MODULES = {*STANDARD, *PACKAGES, "np", "F"}
 SIBLINGS = {"." + file.removesuffix(".py") for file in FILES}
 ALIASES = {"numpy": "np"}  # modules that may be imported under another name
 # PIL decodes an open image; a base class is called by its subclass; a type is named in a message.
-HARMLESS = {("image", "load"), ("super()", "__init__"), ("", "__init__"), ("", "__name__")}
+HARMLESS = {
+    ("image", "load"),
+    ("super()", "__init__"),
+    ("super()", "from_pretrained"),
+    ("", "__name__"),
+}
 FORBIDDEN = {"eval", "exec", "compile", "__import__", "globals", "breakpoint", "input"}
 DANGEROUS = {"os", "sys", "subprocess", "pickle", "socket", "requests", "importlib", "builtins", "shutil", "ctypes"}
 READING = re.compile(
@@ -116,7 +121,7 @@ def forbidden(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.Call) and dotted(node.func) == "getattr" and dotted(node.args[0]) in MODULES:
             found.add("getattr")
         elif isinstance(node, ast.Attribute):
-            owner = dotted(node.value)
+            owner = "super()" if ast.unparse(node.value) == "super()" else dotted(node.value)
             if {*owner.split("."), node.attr} & DANGEROUS and owner not in STANDARD:
                 found.add(f"{owner}.{node.attr}")
             if owner in STANDARD and node.attr not in STANDARD[owner] and f"{owner}.{node.attr}" not in STANDARD:
