@@ -1,28 +1,25 @@
 """From any image to NULA's input: RGB, 32x32, antialiased resize, scaled to [-1, 1]."""
 
-import contextlib
 import os
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.nn import functional as F
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+
+from .rgb_nula import CHANNELS, Array, as_numbers, in_rgb, is_floating, to_rgb
 
 SIDE = 32  # pixels
 IMAGE_MEAN = (0.5, 0.5, 0.5)
 IMAGE_STD = (0.5, 0.5, 0.5)
 RESAMPLING = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
 ORDERS = ("channels_first", "channels_last")
-CHANNELS = (1, 3, 4)  # gray, RGB, RGBA
 PROCESS = os.getpid()  # which imported this
-Array = TypeVar("Array", np.ndarray, torch.Tensor)
-MODES_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
 def normalize(pixels: Array, mean: Sequence[float] = IMAGE_MEAN, std: Sequence[float] = IMAGE_STD) -> Array:
@@ -35,42 +32,6 @@ def normalize(pixels: Array, mean: Sequence[float] = IMAGE_MEAN, std: Sequence[f
         torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(-1, 1, 1) for values in (mean, std)
     )
     return (pixels - mean) / std
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An RGB image as a viewer shows it: EXIF orientation applied, alpha over white, 16-bit gray scaled to 8.
-
-    Modes "I" and "I;16" are taken as 16-bit gray, 0..65535, and mode "F" as [0, 1].
-
-    Raises:
-        ValueError: no pixels, a mode "I" image beyond 0..65535 or a mode "F" image beyond [0, 1].
-        OSError: the file behind the image is truncated or broken.
-    """
-    if 0 in image.size:
-        raise ValueError(f"an image must have at least one pixel, got size {image.size}.")
-    # Unreadable metadata is no reason to refuse the pixels.
-    with contextlib.suppress(SyntaxError, ValueError, TypeError, KeyError, struct.error):
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        # PIL clips these to 0..255 instead of scaling them. Mode "I" is how it opens some 16-bit files.
-        values, top = np.asarray(image), 1.0 if image.mode == "F" else 65535
-        _check_range(values, top)
-        transparent = values == image.info.get("transparency", -1)
-        return Image.fromarray(np.where(transparent, 255, np.round(values * (255 / top))).astype(np.uint8)).convert(
-            "RGB"
-        )
-    if image.mode in MODES_WITH_ALPHA or "transparency" in image.info:
-        image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _check_range(values: Array, top: float) -> None:
-    low, high = values.min().item(), values.max().item()
-    if low != low:  # numpy's and torch's minimum of values with a NaN among them is NaN
-        raise ValueError(f"values must lie in [0, {top:g}], got NaN.")
-    if low < 0 or high > top:
-        raise ValueError(f"values must lie in [0, {top:g}], got {low:.9g} to {high:.9g}.")
 
 
 @dataclass
@@ -269,7 +230,7 @@ class _Preparation:
         if len({array.shape for array in arrays}) > 1:
             sizes = sorted({tuple(array.shape[2:]) for array in arrays})
             raise ValueError(f"without do_resize all images must have one size, got {sizes}.")
-        if len({_is_floating(array) for array in arrays}) > 1:
+        if len({is_floating(array) for array in arrays}) > 1:
             arrays = [self._rescaled(array) for array in arrays]
         if len({str(getattr(array, "device", "cpu")) for array in arrays}) > 1:
             arrays = [_moved(array, "cpu") for array in arrays]
@@ -301,15 +262,15 @@ class _Preparation:
         channels_last = self._channels_last(shape)
         if 0 in shape:
             raise ValueError(f"an array must hold at least one image of at least one pixel, got shape {shape}.")
-        images = _numbers(images)
+        images = as_numbers(images)
         if channels_last:
             images = images.swapaxes(2, 3).swapaxes(1, 2)
-        images = _in_rgb(images)
+        images = in_rgb(images)
         if not self.settings.do_resize or images.shape[2:] == (self._height, self._width):
             return images
         if isinstance(images, torch.Tensor):
             return self._interpolated(images)
-        if _is_floating(images):
+        if is_floating(images):
             if os.getpid() != PROCESS:  # a forked one, without torch's threads; Pillow would round otherwise
                 torch.set_num_threads(1)
             return self._interpolated(torch.from_numpy(images)).numpy()
@@ -358,64 +319,12 @@ class _Preparation:
 
     def _rescaled(self, pixels: Array) -> Array:
         """float32 of uint8, times the factor; floating-point pixels as they are."""
-        if _is_floating(pixels):
+        if is_floating(pixels):
             return pixels
         pixels = pixels.astype(np.float32) if isinstance(pixels, np.ndarray) else pixels.float()
         if self.settings.do_rescale:
             pixels *= float(self.settings.rescale_factor)
         return pixels
-
-
-def _in_rgb(images: Array) -> Array:
-    """(B, 3, H, W) of (B, C, H, W), uint8 or float32: gray repeated, and what is transparent put over white."""
-    if images.shape[1] == 1:
-        return images.repeat(3, axis=1) if isinstance(images, np.ndarray) else images.expand(-1, 3, -1, -1)
-    if images.shape[1] == 3:
-        return images
-    colour, alpha = images[:, :3], images[:, 3:]
-    if _is_floating(images):
-        return colour * alpha + (1 - alpha)
-    # As Image.alpha_composite computes it, to the bit.
-    wide = [part.astype(np.int32) if isinstance(part, np.ndarray) else part.int() for part in (colour, alpha)]
-    total = (wide[0] * wide[1] + 255 * (255 - wide[1])) * 128 + 0x4000
-    over_white = (((total >> 8) + total) >> 8) >> 7
-    return over_white.astype(np.uint8) if isinstance(images, np.ndarray) else over_white.to(torch.uint8)
-
-
-def _numbers(images: Array) -> Array:
-    """uint8 of integers 0..255 and float32 of floating-point numbers in [0, 1]; numpy's if in the host's memory.
-
-    Raises:
-        ValueError: other kinds of numbers or values, or a tensor that holds no data.
-    """
-    if isinstance(images, np.ma.MaskedArray):
-        raise ValueError("a masked array leaves values open; give them, such as by filled(0).")
-    if isinstance(images, np.ndarray):
-        wrong = images.dtype.kind not in "uif"
-    else:
-        wrong = images.is_complex() or images.dtype == torch.bool or images.is_quantized
-    if wrong:
-        raise ValueError(
-            f"an array must hold integers (0..255) or floating-point numbers ([0, 1]), got {images.dtype}."
-        )
-    if isinstance(images, torch.Tensor):
-        if images.layout != torch.strided or images.is_meta:
-            raise ValueError(f"a tensor must be dense and hold its data, got {images.layout} on {images.device}.")
-        images = images.detach()
-        if images.is_floating_point():  # numpy has no bfloat16
-            images = images.float()
-        elif images.dtype != torch.uint8:  # torch computes nothing with the wider unsigned ones
-            images = images.long()
-        images = _moved(images, images.device)
-    else:
-        dtype = np.float32 if images.dtype.kind == "f" else images.dtype
-        images = np.require(images, dtype, "CW")  # a copy if the memory is read-only, as a PIL image's
-    if images.dtype == (np.uint8 if isinstance(images, np.ndarray) else torch.uint8):
-        return images
-    _check_range(images, 1 if _is_floating(images) else 255)
-    if _is_floating(images):
-        return images
-    return images.astype(np.uint8) if isinstance(images, np.ndarray) else images.to(torch.uint8)
 
 
 def _moved(array: Array, device: str | torch.device) -> Array:
@@ -429,10 +338,6 @@ def _moved(array: Array, device: str | torch.device) -> Array:
 def _as_tensor(array: Array) -> torch.Tensor:
     """The same memory."""
     return torch.from_numpy(array) if isinstance(array, np.ndarray) else array
-
-
-def _is_floating(array: Array) -> bool:
-    return array.dtype.kind == "f" if isinstance(array, np.ndarray) else array.is_floating_point()
 
 
 def _is_array(value: Any) -> bool:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .image_processing_nula import NulaImageProcessor  # noqa: F401
     from .pipeline_nula import NulaImageClassificationPipeline  # noqa: F401
     from .reading_nula import load_image  # noqa: F401
+    from .rgb_nula import to_rgb  # noqa: F401
     from .smoothing_nula import certify  # noqa: F401
 
 MINIMUM_SIDE = 16  # pixels

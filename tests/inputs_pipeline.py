@@ -39,6 +39,11 @@ def _read(file: io.BytesIO) -> io.BytesIO:
     return file
 
 
+def _with(image: Image.Image, **info: Any) -> Image.Image:
+    image.info.update(info)
+    return image
+
+
 def file_of(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
@@ -119,6 +124,9 @@ def images(folder: Path) -> dict[str, Any]:
         "HEIC": b"\0\0\0\x18ftypheic" + bytes(20),
         "JPEG XL": b"\xff\x0a" + bytes(20),
         "array of paths": np.array([str(folder / "ok.png")]),
+        "PIL image with a broken profile": _with(Image.new("RGB", (9, 9)), icc_profile=b"none"),
+        "PIL image with a transparent gray": _with(Image.new("L", (9, 9)), transparency=0),
+        "PIL image, transparency of another mode": _with(Image.new("RGB", (9, 9)), transparency=b"none"),
         "PIL image, mode F beyond 1": Image.fromarray(2 * pixels[..., 0]),
         "PIL image, mode I below 0": Image.fromarray(np.full((4, 4), -1, dtype=np.int32)),
         "PIL image, 1x1": Image.new("RGB", (1, 1)),
