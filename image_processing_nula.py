@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,13 +12,14 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from .rgb_nula import CHANNELS, Array, as_numbers, in_rgb, is_floating, to_rgb
+from .rgb_nula import CHANNELS, as_numbers, in_rgb, is_floating, to_rgb
 
 SIDE = 32  # pixels
 IMAGE_MEAN = (0.5, 0.5, 0.5)
 IMAGE_STD = (0.5, 0.5, 0.5)
 RESAMPLING = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
 ORDERS = ("channels_first", "channels_last")
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
 PROCESS = os.getpid()  # which imported this
 
 

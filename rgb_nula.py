@@ -5,13 +5,11 @@ import io
 import struct
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageCms
-
-Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 CHANNELS = (1, 3, 4)  # of arrays: gray, RGB, RGBA
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
@@ -100,9 +98,9 @@ def in_rgb(images: Any) -> Any:
     if is_floating(images):
         return colour * alpha + (1 - alpha)
     # As Image.alpha_composite computes it, to the bit.
-    wide = [part.astype(np.int32) if isinstance(part, np.ndarray) else part.int() for part in (colour, alpha)]
+    wide: Any = [part.astype(np.int32) if isinstance(part, np.ndarray) else part.int() for part in (colour, alpha)]
     total = (wide[0] * wide[1] + 255 * (255 - wide[1])) * 128 + 0x4000
-    over_white = (((total >> 8) + total) >> 8) >> 7
+    over_white: Any = (((total >> 8) + total) >> 8) >> 7
     return over_white.astype(np.uint8) if isinstance(images, np.ndarray) else over_white.to(torch.uint8)
 
 
@@ -144,8 +142,8 @@ def _transparent(image: Image.Image) -> Any:
                 return value * step
     if image.mode == "RGB" and isinstance(value, tuple) and (stored == "RGB;16B" or max(value) > 255):
         value = tuple(number >> 8 for number in value)  # PIL keeps the high bytes of 16 bits
-    kind = {"RGB": tuple, "P": (int, bytes)}.get(image.mode, int)
-    return value if isinstance(value, kind) else None
+    kinds: dict[str, tuple[type, ...]] = {"RGB": (tuple,), "P": (int, bytes)}
+    return value if isinstance(value, kinds.get(image.mode, (int,))) else None
 
 
 def _conversion(image: Image.Image, transparent: Any) -> Callable[[Image.Image], Any] | None:
