@@ -25,9 +25,10 @@ DOG = str(CAT.with_name("dog.jpg"))
 def nula(monkeypatch, capsys):
     """Run the command; give exit code, standard output and standard error."""
 
-    def run(*arguments: object, stdin: str = "") -> tuple[int, str, str]:
+    def run(*arguments: object, stdin: str | bytes = "") -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["nula", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        given = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
         monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # main changes it
         code = main()
         return code, *capsys.readouterr()
@@ -75,7 +76,7 @@ def test_what_cannot_be_classified_is_told_and_the_rest_goes_on(nula, tmp_path):
     assert code == 1
     assert output.splitlines()[0] == str(CAT)
     assert f"error: '{tmp_path}/none.png': there is no such file" in errors
-    assert f"error: '{tmp_path}/notes.png': this is no image of a known kind" in errors
+    assert f"error: '{tmp_path}/notes.png': this is no image of a supported format" in errors
     assert "error: 2 of 3 images could not be classified." in errors
     code, output, _ = nula(*arguments, "--json")
     assert code == 1
