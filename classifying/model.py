@@ -10,7 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 from nula.image_processing_nula import NulaImageProcessor
 from nula.pipeline_nula import NulaImageClassificationPipeline
 from nula.reading_nula import PLUGINS
-from nula.records.weights import load_model
+from nula.records import weights
 
 DECODERS = {"HEIF": "pillow_heif.HeifImagePlugin", "JXL": "pillow_jxl"}  # modules that register them with Pillow
 
@@ -61,8 +61,12 @@ def load_pipe(arguments: argparse.Namespace) -> NulaImageClassificationPipeline:
     disable_progress_bar()  # of loading the weights
     device = None if arguments.device is None else device_called(arguments.device)
     name = os.path.expanduser(arguments.model)  # which a shell leaves to us in --model=~/folder
+    if os.path.isfile(name):
+        raise ValueError(f"--model {arguments.model} is a file; give the folder that it is in, or a Hub id.")
+    if arguments.revision is not None and os.path.isdir(name):
+        raise ValueError(f"--revision is of a Hub id; --model {arguments.model} is a folder.")
     try:
-        model = load_model(name, revision=arguments.revision).to(getattr(torch, arguments.dtype))
+        model = weights.load_model(name, revision=arguments.revision).to(getattr(torch, arguments.dtype))
         processor = NulaImageProcessor.from_pretrained(name, revision=arguments.revision)
         return NulaImageClassificationPipeline(model=model, image_processor=processor, device=device)
     except (OSError, ValueError) as error:

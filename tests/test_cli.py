@@ -5,8 +5,10 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from importlib.metadata import version
 
@@ -206,6 +208,7 @@ def test_a_command_whose_packages_are_missing_says_what_to_install(nula, capsys,
 def test_help_imports_nothing_heavy():
     code = """
 import sys
+import time
 from nula.cli import main
 sys.argv = ["nula", "--help"]
 try:
@@ -216,3 +219,36 @@ except SystemExit:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_slow_standard_input_is_answered_as_it_comes():
+    command = [sys.executable, "-m", "nula", "classify", "-", "--model", MODEL, "--json"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as running:
+
+        def answered(name: str) -> float:
+            """Seconds until the answer of a name is there."""
+            running.stdin.write(f"{name}\n")
+            running.stdin.flush()
+            start = time.monotonic()
+            assert json.loads(running.stdout.readline())["image"] == name
+            return time.monotonic() - start
+
+        answered(str(CAT))  # the model is loaded
+        for name in (DOG, str(CAT)):
+            time.sleep(2)
+            assert answered(name) < 0.5
+        errors = running.communicate(timeout=60)[1]
+    assert (running.returncode, errors) == (0, "")
+
+
+def test_ctrl_c_ends_a_wait_for_standard_input():
+    command = [sys.executable, "-m", "nula", "classify", "-", "--model", MODEL]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as running:
+        running.stdin.write(os.fsencode(CAT) + b"\n")
+        running.stdin.flush()
+        running.stdout.readline()
+        running.send_signal(signal.SIGINT)
+        assert running.wait(timeout=60) == 130
+        assert running.stderr.read() == b""
