@@ -62,7 +62,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, Callable[[argparse.Name
 
 
 def main() -> int:
-    """Carry out the command line; return the exit code, 130 where it was interrupted."""
+    """Carry out the command line; return the exit code: 2 where it cannot be, 130 where it was interrupted."""
     arguments, run = parse(sys.argv[1:])
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     warnings.filterwarnings("once", category=UserWarning, append=True)  # wherever it comes from
@@ -73,15 +73,26 @@ def main() -> int:
     try:
         code = run(arguments) or 0
         if sys.stdout is not None:
-            with writing("standard output"):
+            with writing():
                 sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever reads the answers has had enough
-        abandon_output()
-        return 0
+    except BrokenPipeError:
+        return _without_reader()
+    except SystemExit as ended:  # how a command refuses what it is given
+        if isinstance(ended.__cause__, BrokenPipeError):
+            return _without_reader()
+        if isinstance(ended.code, str):  # which the interpreter would end with 1 for
+            print(" ".join(ended.code.split()), file=sys.stderr)
+            ended.code = 2
+        raise
     except Unwritable as error:
         print(f"error: {error}", file=sys.stderr)
-        abandon_output()
         return 2
+
+
+def _without_reader() -> int:
+    """The end of a command whose reader has had enough, which is no error."""
+    abandon_output()
+    return 0

@@ -82,13 +82,12 @@ def opened(file: Path | None, form: Form) -> Iterator[Writer]:
     Raises:
         Unwritable: `file` cannot be opened, or an answer cannot be written.
     """
-    where = "standard output" if file is None else f"--output {file}"
-    with writing(where):
+    with writing(file):
         output = sys.stdout if file is None else file.open("a", encoding="utf-8", errors=NAMES, newline="\n")
         write = form(output)
 
     def write_whole(name: str, answer: Any) -> None:
-        with writing(where):
+        with writing(file):
             write(name, answer)
             output.flush()  # for whoever reads along, and so that a reader who has left is noticed here
 

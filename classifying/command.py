@@ -72,10 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the answers as they come, and what is wrong with an image to standard error.
 
     Returns:
-        0 if all were classified, 1 if some could not be, 2 if none can be, of which a message says why.
-
-    Raises:
-        Unwritable: the answers cannot be written.
+        0 if all were classified, 1 if some could not be, 2 if none can be or their answers cannot be written, of which
+        a message says why.
     """
     try:
         check(arguments)

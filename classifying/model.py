@@ -5,6 +5,7 @@ import os
 from importlib import import_module
 
 import torch
+from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
 from nula.image_processing_nula import NulaImageProcessor
@@ -19,14 +20,19 @@ def register_decoders(formats: tuple[str, ...]) -> None:
     """Register the decoders of those of `formats` that need a package of their own.
 
     Raises:
-        ValueError: the package is not installed.
+        ValueError: the package is not installed, or Pillow has no decoder of that name.
     """
+    Image.init()
     for name in DECODERS.keys() & set(formats):
         try:
             import_module(DECODERS[name])
         except ImportError as error:
             package, *_ = PLUGINS[name]
             raise ValueError(f"--formats {name} needs a decoder: pip install {package} ({error}).") from error
+
+    for name in formats:
+        if name not in Image.OPEN:
+            raise ValueError(f"--formats {name}: Pillow has no such format; its names count, as HEIF for .heic files.")
 
 
 def devices() -> list[str]:

@@ -18,7 +18,7 @@ STANDARD_INPUT = "-"
 CHUNK = 2**16  # bytes that are read at once, or fewer where no more are there
 PREFIX = 16  # bytes that tell a format
 # Formats whose mark might as well begin a name: "BMW.jpg", "P1000123.JPG", "qoif.png".
-MARKS = {"BMP": rb"BM....\0\0", "PPM": rb"P[1-7fFy]\s", "QOI": rb"qoif\0"}
+MARKS = {"BMP": rb"BM....\0\0", "PPM": rb"P[0-7fFy]\s+(#|WIDTH|\d+\s)", "QOI": rb"qoif\0"}
 # What people send in place of an image, and what is no name either.
 DOCUMENTS = (b"<?xml", b"<svg", b"<!DOCTYPE", b"%PDF", b"%!PS")
 

@@ -55,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Assemble the Space and, unless told otherwise, the payloads of all releases, and start the app with these."""
     build: Path = arguments.build
+    if build.exists() and not build.is_dir():
+        raise SystemExit(f"error: --build {build} is a file; name a folder.")
     try:
         releases = load_releases(arguments.releases)
         assemble_space(releases, build / "space")

@@ -4,20 +4,27 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
-class Unwritable(Exception):
+class Unwritable(OSError):
     """Output cannot be written; the message says where and why."""
 
 
 @contextmanager
-def writing(where: str) -> Iterator[None]:
-    """Raise Unwritable, which names `where`, for an OSError; a reader who has left stays a BrokenPipeError."""
+def writing(file: Path | None = None) -> Iterator[None]:
+    """Raise Unwritable for an OSError met while writing `file`, or for None standard output, which is then dropped.
+
+    A reader who has left stays a BrokenPipeError.
+    """
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
+        if file is None:
+            abandon_output()
+        where = "standard output" if file is None else f"--output {file}"
         raise Unwritable(f"{where} cannot be written: {error.strerror or error}.") from error
 
 

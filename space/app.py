@@ -164,7 +164,7 @@ def main() -> None:
         models = models or json.loads(MODELS.read_text(encoding="utf-8"))
         build_app(models).launch(server_port=arguments.port, theme=THEME)
     except (OSError, ValueError) as error:  # a folder that holds no model; a port that is taken
-        raise SystemExit(f"error: {' '.join(str(error).split())}") from error
+        parser.exit(2, f"error: {' '.join(str(error).split())}\n")
 
 
 if __name__ == "__main__":

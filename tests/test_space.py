@@ -188,8 +188,8 @@ def test_bad_arguments_of_the_app_end_in_one_line(app, monkeypatch, capsys, word
     monkeypatch.setattr(sys, "argv", ["app.py", *words])
     with pytest.raises(SystemExit) as ended:
         app.main()
-    told = capsys.readouterr().err if ended.value.code == 2 else str(ended.value)
-    assert problem in told.splitlines()[-1]
+    assert ended.value.code == 2
+    assert problem in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_space_takes_the_releases_it_was_made_with(releases, three_releases, tmp_path):
