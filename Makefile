@@ -31,7 +31,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p build/typed && ln -sfn ../.. build/typed/nula
-	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p nula.records -p nula.perturbations -p nula.evaluation -p nula.runtime -m nula.data -m nula.cli -m nula.classifying
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p nula.classifying -p nula.records -p nula.perturbations -p nula.evaluation -p nula.runtime -m nula.data -m nula.cli
 
 release: setup
 	$(BIN)/nula release $(VERSION)

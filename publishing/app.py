@@ -12,6 +12,7 @@ from huggingface_hub import SpaceCard
 from nula.model_card.card import release_tag
 from nula.publishing.payload import assemble
 from nula.records.release import Releases, load_releases
+from nula.runtime.arguments import at_least
 
 CHECKOUT = Path(__file__).parents[1]
 SPACE_FILES = ("app.py", "README.md", "requirements.txt")
@@ -45,13 +46,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Show all releases side by side in a browser, under sliders for perturbations."
     parser.add_argument("--releases", type=Path, default=Path("releases"), help="folder of releases")
     parser.add_argument("--build", type=Path, default=Path("build"), help="folder for payloads and the Space's files")
-    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument(
+        "--port", type=at_least(1, 2**16 - 1), default=7860, help="of this machine (default: %(default)s)"
+    )
     parser.add_argument("--assemble-only", action="store_true", help="leave the Space's files in BUILD/space, no more")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Assemble the Space and, unless told otherwise, the payloads of all releases, and start the app with these."""
     build: Path = arguments.build
+    if build.exists() and not build.is_dir():
+        raise SystemExit(f"error: --build {build} is a file; name a folder.")
     try:
         releases = load_releases(arguments.releases)
         assemble_space(releases, build / "space")

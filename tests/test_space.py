@@ -11,11 +11,16 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
+import gradio as gr
+import numpy as np
 import pytest
 import torch
 from conftest import CAT, ROOT, call_command
 from huggingface_hub import SpaceCard
+from inputs_pipeline import file_of
+from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 from nula.image_processing_nula import NulaImageProcessor
@@ -92,6 +97,99 @@ def test_an_example_is_perturbed_and_classified_by_all(page: Page, releases: dic
         expect(seen).not_to_have_attribute("src", before[1])
         seen.evaluate("image => image.decode()")
         page.screenshot(path=tmp_path / f"{slider}.png")  # that of the noise, cut, is space/screenshot.png
+
+
+def test_what_cannot_be_read_is_told_in_the_page(address: str, page: Page, tmp_path: Path):
+    Image.fromarray(np.full((8, 8), 300.0, dtype=np.float32)).save(tmp_path / "float.tif")
+    page.goto(address)
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "float.tif")
+    told = page.get_by_test_id("toast-body")
+    reason = "This image cannot be read: 390 bytes: values must lie in [0, 1], got 300 to 300."
+    expect(told).to_contain_text(reason, timeout=PATIENCE)
+
+
+@pytest.fixture
+def app():
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "space" / "app.py")))
+
+
+@pytest.fixture
+def pipe(tiny_model):
+    return NulaImageClassificationPipeline(model=tiny_model, image_processor=NulaImageProcessor())
+
+
+def upload(folder: Path, content: bytes) -> dict:
+    """What the app is given for a file with this content."""
+    (folder / "upload").write_bytes(content)
+    return {"path": str(folder / "upload")}
+
+
+UNREADABLE = {
+    "no bytes": (b"", "0 bytes: it holds no bytes"),
+    "text": (b"not an image", "this is no image of a supported format"),
+    "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "this is no image of a supported format"),
+    "EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it looks like EPS, which is not a supported format"),
+    "HEIC": (b"\0\0\0\x18ftypheic" + bytes(20), "it looks like HEIF, which is not a supported format"),
+    "half a PNG": (CAT.read_bytes()[:2000], "Truncated File Read"),
+    "float TIFF": (file_of(Image.new("F", (4, 4), 300.0), "TIFF"), r"values must lie in \[0, 1\], got 300 to 300"),
+    "huge": (file_of(Image.new("1", (20_000, 20_000)), "PNG"), "it has more pixels than"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_the_reason_of_an_unreadable_file_is_shown(app, pipe, name, tmp_path):
+    content, reason = UNREADABLE[name]
+    with pytest.raises(gr.Error, match=reason) as raised:
+        app.read(upload(tmp_path, content), pipe)
+    assert str(tmp_path) not in raised.value.message
+    assert raised.value.message.startswith(f"This image cannot be read: {len(content):,} bytes: ")
+
+
+def test_a_reason_is_no_markup(app, tmp_path):
+    def pipe(content: bytes) -> None:
+        raise ValueError("<img src=x>")
+
+    with pytest.raises(gr.Error, match="&lt;img src=x&gt;"):
+        app.read(upload(tmp_path, b""), pipe)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
+def test_any_mode_is_read_as_the_pipeline_reads_it(app, pipe, mode, tmp_path):
+    image = Image.new(mode, (40, 20))
+    content = file_of(image, "TIFF")
+    pixels = app.read(upload(tmp_path, content), pipe)
+    assert pixels.shape == (1, 3, 32, 32)
+    assert torch.equal(pixels, pipe.image_processor.pixels(image).float() / 255)
+
+
+def test_an_animation_shows_its_first_frame(app, pipe, tmp_path):
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    content = file_of(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert app.read(upload(tmp_path, content), pipe)[0, :, 0, 0].tolist() == [1, 0, 0]
+
+
+def test_an_address_is_not_read(app, pipe):
+    with pytest.raises(gr.Error, match="Upload a file: addresses are not read"):
+        app.read({"path": None, "url": "data:image/png;base64,"}, pipe)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--port", "0"], "'0' must be an integer from 1 to 65535"),
+        (["--port", "x"], "'x' must be an integer from 1 to 65535"),
+        ([f"a={ROOT}", f"a={ROOT}"], "each NAME can be given once"),
+        (["a=no/such/folder"], "must be NAME=FOLDER"),
+        ([f"a={ROOT / 'examples'}"], "error: "),
+        ([], "error: "),  # models.json is made when the Space is assembled
+    ],
+)
+def test_bad_arguments_of_the_app_end_in_one_line(app, monkeypatch, capsys, words, problem):
+    monkeypatch.setattr(sys, "argv", ["app.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert ended.value.code == 2
+    assert problem in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_space_takes_the_releases_it_was_made_with(releases, three_releases, tmp_path):

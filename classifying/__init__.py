@@ -1,0 +1,1 @@
+"""`nula classify`: images that a command line names, and their answers in a form for people or programs."""
