@@ -42,7 +42,13 @@ def called(*words: object, stdin: bytes | None = b"", folder: Path | None = None
                 code = int(ended.code or 0)
     written = output.buffer.getvalue().decode("utf-8", "backslashreplace").splitlines()
     written = [re.sub(r'("score": )[-.e0-9]+', r"\1…", line) for line in written]
-    told = [line for line in errors.getvalue().splitlines() if not line.endswith("could not be classified.")]
+    # What differs between versions of Python and machines is left out.
+    varying = re.compile(r" \(choose from .*\)|(?<=there are cpu).*")
+    told = [
+        varying.sub("", line)
+        for line in errors.getvalue().splitlines()
+        if not line.endswith("could not be classified.")
+    ]
     return "; ".join(
         [f"exit code {code}", *([f"{len(written)} lines, first `{written[0]}`"] if written else []), *told[-1:]]
     )

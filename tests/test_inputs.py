@@ -12,6 +12,7 @@ from types import ModuleType
 
 import conftest  # noqa: F401 (which keeps off the network)
 import hypothesis.extra.numpy as arrays
+import inputs_door
 import inputs_pipeline
 import inputs_training
 import numpy as np
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from nula.publishing.integrity import PushRefused
 
-SECTIONS = (inputs_pipeline, inputs_training)
+SECTIONS = (inputs_pipeline, inputs_door, inputs_training)
 TABLE = Path(__file__).with_name("inputs.md")
 ERRORS = (OSError, ValueError, TypeError, argparse.ArgumentTypeError, PushRefused)  # what users are meant to see
 
