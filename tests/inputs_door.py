@@ -31,6 +31,8 @@ def called(*words: object, stdin: bytes | None = b"", folder: Path | None = None
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
         patch.setattr(warnings, "formatwarning", warnings.formatwarning)  # which the command changes
+        # Which a test records.
+        patch.setattr(warnings, "showwarning", lambda *told: errors.write(warnings.formatwarning(*told[:4])))
         patch.setattr(sys, "argv", ["nula", *map(str, words)])
         patch.setattr(sys, "stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
         if folder is not None:
