@@ -9,6 +9,7 @@ from nula.benchmarks.pipeline import BARE, OUR_PROCESSOR, OURS
 from nula.benchmarks.timing import ratio
 
 FOLDER = Path(__file__).parent
+MEMORY = ("memory-before.json", "memory.json")  # of the version before open images were counted, and of this one
 PIPELINES = ("pipeline.json", "pipeline-xeon.json")  # one for each machine; the second was made with earlier weights
 
 
@@ -46,7 +47,20 @@ def forms_table(record: dict) -> str:
     return "\n".join(lines)
 
 
-def page(pipelines: list[dict], forms: dict) -> str:
+def memory_table(before: dict, now: dict) -> str:
+    """Memory beside the loaded model's, and seconds, of so many large images."""
+    lines = ["| files | images | before, MB | now, MB | before, s | now, s |", "|---|--:|--:|--:|--:|--:|"]
+    for kind, counts in now["taken"].items():
+        for count in filter(int, counts):
+            figures = [record["taken"][kind][count] for record in (before, now)]
+            empty = [record["taken"][kind]["0"]["bytes"] for record in (before, now)]
+            megabytes = " | ".join(f"{(taken['bytes'] - base) / 1e6:,.0f}" for taken, base in zip(figures, empty))
+            seconds = " | ".join(f"{taken['seconds']:.1f}" for taken in figures)
+            lines.append(f"| {kind} | {count} | {megabytes} | {seconds} |")
+    return "\n".join(lines)
+
+
+def page(pipelines: list[dict], forms: dict, memory: tuple[dict, dict]) -> str:
     def told(record: dict) -> str:
         machine = record["machine"]
         libraries = (name for name in ("torch", "transformers", "torchvision", "onnxruntime") if name in machine)
@@ -55,13 +69,16 @@ def page(pipelines: list[dict], forms: dict) -> str:
             f"{', '.join(f'{name} {machine[name]}' for name in libraries)}, {record['date']}: `{record['command']}`"
         )
 
+    side = memory[1]["side"]
+    decoded = 4 * side**2 / 1e6
     started = "From starting Python to the first answer:"
     measured = "\n\n".join(
         part for record in pipelines for part in (pipeline_table(record), started, start_up_table(record), told(record))
     )
     return f"""# Benchmarks
 
-Written by `python -m nula.benchmarks.tables` from [forms.json](forms.json), [pipeline.json](pipeline.json) and
+Written by `python -m nula.benchmarks.tables` from [forms.json](forms.json), [memory.json](memory.json),
+[memory-before.json](memory-before.json), [pipeline.json](pipeline.json) and
 [pipeline-xeon.json](pipeline-xeon.json), which is of another machine and of earlier weights of the same net.
 Candidates take turns within one run; a figure is the median over the turns.
 
@@ -82,13 +99,25 @@ Time beside the model itself (1.00) for {forms["images"]} images, and accuracy o
 {forms_table(forms)}
 
 {told(forms)}
+
+## Memory
+
+What a process takes at most for files of {side}×{side} pixels, beside what it takes with the model loaded: before (of
+commit c13782e), when eight threads decoded and made five copies, and now. Decoded, one image takes {decoded:.0f} MB, or
+half of that in gray of 16 bits.
+
+{memory_table(*memory)}
+
+{told(memory[1])}
 """
 
 
-def load_records() -> tuple[list[dict], dict]:
-    """The committed records, of the pipeline on each machine and of the forms."""
-    *pipelines, forms = (json.loads((FOLDER / name).read_text()) for name in (*PIPELINES, "forms.json"))
-    return pipelines, forms
+def load_records() -> tuple[list[dict], dict, tuple[dict, dict]]:
+    """The committed records, of the pipeline on each machine, of the forms, and of memory before and now."""
+    *pipelines, forms, before, now = (
+        json.loads((FOLDER / name).read_text()) for name in (*PIPELINES, "forms.json", *MEMORY)
+    )
+    return pipelines, forms, (before, now)
 
 
 def main() -> None:

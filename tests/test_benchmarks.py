@@ -6,12 +6,13 @@ import sys
 import pytest
 from conftest import SAMPLE
 
-from nula.benchmarks import forms, pipeline
+from nula.benchmarks import forms, memory, pipeline
 from nula.benchmarks.tables import (
     FOLDER,
     faster_than_stock,
     forms_table,
     load_records,
+    memory_table,
     page,
     pipeline_table,
     start_up_table,
@@ -28,8 +29,8 @@ def at_batch_64(machine: str) -> dict[str, dict[str, list[float]]]:
 
 
 def test_the_committed_page_is_what_the_records_give(releases):
-    pipelines, of_forms = load_records()
-    assert (FOLDER / "README.md").read_text() == page(pipelines, of_forms)
+    pipelines, of_forms, of_memory = load_records()
+    assert (FOLDER / "README.md").read_text() == page(pipelines, of_forms, of_memory)
     released = list(releases.values())[-1].weights_sha256
     assert pipelines[0]["weights_sha256"] == of_forms["weights_sha256"] == released
 
@@ -48,6 +49,35 @@ MISSED = pytest.mark.xfail(reason="below 1.5 times as fast as the stock pipeline
 @pytest.mark.parametrize("machine", [pytest.param(MACHINES[0], marks=MISSED), MACHINES[1]])
 def test_the_pipeline_is_faster_than_the_stock_one(kind, machine):
     assert faster_than_stock(at_batch_64(machine)[kind]) >= 1.5
+
+
+@pytest.mark.parametrize("kind", memory.KINDS)
+def test_large_images_take_the_memory_of_few(kind):
+    """Eight take less than before, and eighty no more than eight, but for what glibc keeps."""
+    before, now = (record["taken"][kind] for record in load_records()[2])
+    taken = [now[count]["bytes"] - now["0"]["bytes"] for count in ("8", "80")]
+    assert taken[0] < (before["8"]["bytes"] - before["0"]["bytes"]) / 4
+    assert taken[1] < 1.2 * taken[0]
+    for count in ("8", "80"):
+        assert now[count]["labels"] == before[count]["labels"]
+        assert now[count]["scores"] == before[count]["scores"]  # to the bit
+
+
+def test_memory_is_measured_in_a_process_of_its_own(payload, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "KINDS", {"RGB, JPEG": ("RGB", "jpg")})
+    monkeypatch.setattr(memory, "FILES", 2)
+    monkeypatch.setattr(memory, "COUNTS", (0, 2))
+    output = tmp_path / "memory.json"
+    words = ["nula.benchmarks.memory", "--model", str(payload), "--side", "300", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", words)
+    memory.main()
+    record = json.loads(output.read_text())
+    taken = record["taken"]["RGB, JPEG"]
+    assert len(taken["2"]["labels"]) == 2
+    assert taken["2"]["bytes"] >= taken["0"]["bytes"] > 50 * 2**20
+    assert "| RGB, JPEG | 2 | 0 | 0 |" in memory_table(
+        record, record | {"taken": {"RGB, JPEG": {**taken, "2": taken["0"]}}}
+    )
 
 
 def test_candidates_take_turns():
@@ -93,6 +123,6 @@ def test_the_page_follows_the_records(records):
     assert "| nothing | 2.0 |" in start_up_table(of_pipeline)
     of_forms["bytes"][forms.MODEL], of_forms["accuracy"][forms.MODEL] = 12_340_000, 56.78
     assert f"| {forms.MODEL} | 12.3 | 1.00 | 56.78 |" in forms_table(of_forms)
-    text = page([of_pipeline], of_forms)
+    text = page([of_pipeline], of_forms, load_records()[2])
     assert pipeline_table(of_pipeline) in text
     assert forms_table(of_forms) in text
