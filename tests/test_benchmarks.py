@@ -75,9 +75,9 @@ def test_memory_is_measured_in_a_process_of_its_own(payload, tmp_path, monkeypat
     taken = record["taken"]["RGB, JPEG"]
     assert len(taken["2"]["labels"]) == 2
     assert taken["2"]["bytes"] >= taken["0"]["bytes"] > 50 * 2**20
-    assert "| RGB, JPEG | 2 | 0 | 0 |" in memory_table(
-        record, record | {"taken": {"RGB, JPEG": {**taken, "2": taken["0"]}}}
-    )
+    figures = {"0": {"bytes": 1e9}, "2": {"bytes": 1.25e9, "seconds": 2.0}}
+    made_up = {"taken": {"RGB, JPEG": figures}}
+    assert "| RGB, JPEG | 2 | 250 | 250 | 2.0 | 2.0 |" in memory_table(made_up, made_up)
 
 
 def test_candidates_take_turns():
