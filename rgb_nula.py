@@ -25,6 +25,7 @@ TURNS = {
 }
 BAND = 2**20  # pixels that are converted at once
 SPREAD = {"1": 255, "L;2": 85, "L;4": 17}  # a gray of a file of 1, 2 or 4 bits, as PIL spreads it over 8
+EXACT = 0x0100  # lcms's cmsFLAGS_NOOPTIMIZE, without which dark grays are up to ten levels off
 SAME = 2  # levels by which a profile may differ from sRGB and be taken for it: rounding, and sRGB's other versions
 
 
@@ -224,8 +225,7 @@ def _transform(profile: bytes, mode: str) -> Any:
     """From `mode` by a profile to sRGB; None where the profile is sRGB's own, of another kind of colours, or broken."""
     try:
         source, srgb = ImageCms.getOpenProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-        # What lcms optimises is up to ten levels off in dark grays.
-        transform = ImageCms.buildTransform(source, srgb, mode, "RGB", flags=ImageCms.Flags.NOOPTIMIZE)
+        transform = ImageCms.buildTransform(source, srgb, mode, "RGB", flags=EXACT)
         probe = _probe(mode)
         change = np.asarray(transform.apply(probe)).astype(int) - np.asarray(probe.convert("RGB"))
     except (ImageCms.PyCMSError, ImportError, OSError, TypeError, ValueError):
