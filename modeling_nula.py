@@ -186,6 +186,53 @@ class NulaPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
             nn.init.zeros_(module.bias)
 
+    @torch.no_grad()
+    def rescale_convolutions(self) -> "NulaPreTrainedModel":
+        """Scale each convolution before a batch normalisation to outputs of unit variance; the answers stay the same.
+
+        Call it before fine-tuning, and before an optimiser is made. NULA's own training keeps the weights of these
+        convolutions at a root mean square of 0.0015, beside which the step of an ordinary optimiser (about its
+        learning rate, for AdamW) is large. Behind a batch normalisation the size of the weights W does not matter but
+        for the epsilon (S. Ioffe and C. Szegedy, 2015), and only sets how far a step turns them (T. van Laarhoven, "L2
+        Regularization versus Batch and Weight Normalization", 2017). With the running mean m and variance v of each
+        channel, and its scale g,
+
+            W' = s W,  m' = s m,  v' = s² v,  g' = g √(s² v + ε) / (s √(v + ε))
+
+        computes the same. Each layer has one s, as in D. Mishkin and J. Matas, "All you need is a good init" (2016),
+        where the outputs have variance 1; here s is the nearest power of two, so that W', m' and v' are exact in any
+        floating-point type. In training mode a batch's variance takes the place of v, and the outputs are the same as
+        far as it is v. A second call changes nothing; nor does the first on weights freshly drawn.
+
+        Returns:
+            The model itself, whose parameters and buffers are changed in place.
+
+        Raises:
+            ValueError: a convolution's weight is computed from others (by a parametrization or pruning), or a batch
+                normalisation keeps no running statistics. Nothing has been changed then.
+        """
+        layers = {name: module for name, module in self.named_modules() if isinstance(module, NulaConvLayer)}
+        for name, layer in layers.items():
+            if not isinstance(layer.convolution.weight, nn.Parameter):
+                raise ValueError(
+                    f"{name}.convolution.weight is computed from other parameters; remove its parametrization or "
+                    "pruning first."
+                )
+            if layer.normalization.running_var is None:
+                raise ValueError(f"{name}.normalization must keep running statistics (track_running_stats=True).")
+        for layer in layers.values():
+            normalization = layer.normalization
+            variance, epsilon = normalization.running_var.float(), normalization.eps  # (C,)
+            mean = variance.mean()
+            # Weights of zero stay zero; beside a smaller variance than that of a normal number, s² would overflow.
+            varies = mean >= torch.finfo(torch.float32).tiny
+            scale = torch.where(varies, torch.exp2((-mean.log2() / 2).round()), 1.0)
+            normalization.weight.mul_(((scale**2 * variance + epsilon) / (variance + epsilon)).sqrt() / scale)
+            normalization.running_mean.mul_(scale)
+            normalization.running_var.mul_(scale**2)
+            layer.convolution.weight.mul_(scale)
+        return self
+
 
 class NulaModel(NulaPreTrainedModel):
     """The network without its classifier: an image embedding of `config.hidden_sizes[-1]` features."""
