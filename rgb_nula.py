@@ -25,7 +25,7 @@ TURNS = {
 }
 BAND = 2**20  # pixels that are converted at once
 SPREAD = {"1": 255, "L;2": 85, "L;4": 17}  # a gray of a file of 1, 2 or 4 bits, as PIL spreads it over 8
-EXACT = 0x0100  # lcms's cmsFLAGS_NOOPTIMIZE, without which dark grays are up to ten levels off
+EXACT: Any = 0x0100  # lcms's cmsFLAGS_NOOPTIMIZE, without which dark grays are up to ten levels off
 SAME = 2  # levels by which a profile may differ from sRGB and be taken for it: rounding, and sRGB's other versions
 
 

@@ -18,11 +18,13 @@ from nula.data import add_data_arguments
 from nula.evaluation.claims import findings
 from nula.evaluation.classifiers import AT_DATA, AT_MODEL
 from nula.evaluation.comparison import as_csv, as_markdown, as_text
+from nula.evaluation.measuring import BLOCK
 from nula.evaluation.session import Session
 from nula.evaluation.studies import STUDIES
 from nula.evaluation.studies.study import Study
 from nula.records.release import FILE, Release, Results
 from nula.records.table import Table
+from nula.runtime.arguments import at_least
 from nula.runtime.launcher import follow_launcher, keep_memory
 
 WHERE = (
@@ -136,5 +138,11 @@ def _add_common(command: argparse.ArgumentParser, several: bool) -> None:
     command.add_argument("--perturb_at", choices=(AT_DATA, AT_MODEL), default=AT_DATA, help=WHERE)
     command.add_argument(
         "--classes", type=Path, help="JSON file, class of the data to class of the model, its index, or a list"
+    )
+    command.add_argument(
+        "--batch_size",
+        type=at_least(1, BLOCK),
+        default=BLOCK,
+        help="images that a table's model sees at a time; a smaller one takes less memory and gives the same answers",
     )
     command.add_argument("--cpu", action="store_true", help="even where there is an accelerator")

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -21,7 +23,8 @@ from nula.perturbations.suite import ROWS
 from nula.records.table import Table
 from nula.runtime.speed import Clock
 
-BLOCK = 500  # images that share a generator, so that noise is the same for any number of processes
+BLOCK = 500  # images that share a generator, so that noise is the same for any number of processes and batch size
+PROBED = 4  # images by whose pixels and logits rows and classifiers are told apart
 
 Operator = Callable[[torch.Tensor, torch.Generator], torch.Tensor]  # pixels in [0, 1] -> the same, perturbed
 Images = np.ndarray | torch.Tensor | list[torch.Tensor]  # uint8 (N, H, W, 3), or N of (H, W, 3)
@@ -51,12 +54,13 @@ def predict(
     images: Images,
     measurement: Measurement,
     accelerator: Accelerator,
+    batch_size: int = BLOCK,
     progress: "tqdm[None] | None" = None,
 ) -> tuple[torch.Tensor, float]:
     """Give the logits float32 (N, classes) of uint8 `images` under `measurement`, and seconds in the classifier.
 
     Processes share the blocks; each gets all the logits. Images of different sizes are perturbed one by one, in order
-    and by the one generator of their block.
+    and by the one generator of their block. The classifier sees `batch_size` images at a time, BLOCK at most.
     """
     device, count = accelerator.device, len(images)
     clock = Clock(device)
@@ -67,13 +71,11 @@ def predict(
         generator = torch.Generator().manual_seed(measurement.seed * 1_000_003 + int(block))
         parts = _parts(images[start : start + BLOCK], device)
         if classifier.perturb_at == AT_MODEL:
-            sized = measurement.apply(joined([classifier.resized(part) for part in parts]), generator)
-            begin = clock.read()
+            parts = [measurement.apply(joined([classifier.resized(part) for part in parts]), generator)]
         else:
             parts = [measurement.apply(part, generator) for part in parts]
-            begin = clock.read()
-            sized = joined([classifier.resized(part) for part in parts])
-        logits = classifier.classify(sized).float()
+        begin = clock.read()
+        logits = torch.cat([_logits(classifier, batch) for batch in _batches(parts, batch_size)])
         seconds += clock.read() - begin
         padded = F.pad(logits, (0, 0, 0, BLOCK - len(logits)))  # the last block may be shorter
         gathered.append(accelerator.gather_for_metrics(padded.unsqueeze(0)).cpu())  # (processes, BLOCK, classes)
@@ -92,17 +94,23 @@ def evaluate(
     *,
     folder: Path | None = None,
     keep_logits: bool = False,
+    batch_size: int = BLOCK,
+    keep_rows: bool = False,
 ) -> Table:
-    """Measure every row of one classifier.
+    """Measure every row of one classifier, which sees `batch_size` images at a time.
 
-    With `folder`, each row is kept there once it is measured, and rows that an interrupted evaluation of the same
-    `provenance` and rows left are not measured again; they are in its `partial_folder`. The provenance gains `seconds`
-    and, of these, `forward_seconds` in the classifier.
+    With `folder`, each row is kept in its `partial_folder` once it is measured, and rows that an interrupted evaluation
+    left there are not measured again. In the end they are removed, unless `keep_rows` says that the caller does it: one
+    who measures several classifiers, and may be interrupted at the last. The provenance gains `seconds` and, of these,
+    `forward_seconds` in the classifier.
 
     Raises:
         ValueError: the classifier gives no finite logits, or needs images of one size.
     """
-    kept = None if folder is None else partial_folder(folder, provenance, measurements)
+    kept = None
+    if folder is not None:
+        kept = partial_folder(folder, classifier, data, measurements, provenance)
+        [kept] = broadcast_object_list([kept])  # bits of logits may differ from device to device
     logits, times = [], []
     with tqdm(
         total=len(measurements) * len(data.labels),
@@ -120,7 +128,7 @@ def evaluate(
                 continue
             begin = time.perf_counter()
             images = data.images if measurement.images is None else measurement.images
-            row, seconds = predict(classifier, images, measurement, accelerator, progress)
+            row, seconds = predict(classifier, images, measurement, accelerator, batch_size, progress)
             if not row.isfinite().all():
                 raise ValueError(f"the classifier's logits under {measurement.name} are not all finite.")
             logits.append(row)
@@ -128,6 +136,10 @@ def evaluate(
             accelerator.wait_for_everyone()  # before a file appears, every process has looked for it
             if file is not None and accelerator.is_main_process:
                 _keep(file, row, times[-1])
+    if kept is not None and not keep_rows:
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            shutil.rmtree(kept)
     return _table(torch.stack(logits), times, data, measurements, provenance, keep_logits)
 
 
@@ -136,15 +148,48 @@ def class_indices(values: torch.Tensor | np.ndarray, classes: int) -> np.ndarray
     return np.asarray(values).astype(np.min_scalar_type(max(classes - 1, 0)))
 
 
-def partial_folder(folder: Path, provenance: dict[str, Any], measurements: Sequence[Measurement]) -> Path:
-    """Return where an unfinished evaluation keeps its rows: one place for each `provenance` and set of rows.
+@torch.inference_mode()
+def partial_folder(
+    folder: Path,
+    classifier: PixelClassifier,
+    data: Split,
+    measurements: Sequence[Measurement],
+    provenance: dict[str, Any],
+) -> Path:
+    """Return where an unfinished evaluation keeps its rows: one place for each classifier, images, rows and record.
 
-    Dates aside, the provenance tells evaluations apart, as it names weights, classifier and data.
+    What the classifier answers and what each row does is told by a few of the images: by the bits of their logits and
+    of their perturbed pixels. Dates are left out of the `provenance`.
     """
+    digest = hashlib.sha256()
     identity = {key: value for key, value in provenance.items() if key != "date"}
-    rows = [(measurement.name, measurement.seed) for measurement in measurements]
-    digest = hashlib.sha256(json.dumps([identity, rows], sort_keys=True).encode()).hexdigest()
-    return folder / f"partial-{digest[:12]}"
+    digest.update(json.dumps([identity, data.fingerprint, classifier.record()], sort_keys=True).encode())
+    probe = _parts(data.images[:PROBED], torch.device("cpu"))
+    device = next((parameter.device for parameter in classifier.parameters()), torch.device("cpu"))
+    for part in probe:
+        digest.update(classifier(part.to(device)).float().cpu().numpy().tobytes())
+    for measurement in measurements:
+        digest.update(f"{measurement.name} {measurement.seed} ".encode())
+        if measurement.images is not None:
+            digest.update(np.ascontiguousarray(measurement.images).data)
+        generator = torch.Generator().manual_seed(measurement.seed)
+        for part in probe:
+            digest.update(measurement.apply(part.clone(), generator).contiguous().numpy().tobytes())
+    return folder / f"partial-{digest.hexdigest()[:12]}"
+
+
+def _logits(classifier: PixelClassifier, parts: list[torch.Tensor]) -> torch.Tensor:
+    """float32 (B, classes) of pixels that are perturbed at their own size, or at the model's and sized already."""
+    sized = parts if classifier.perturb_at == AT_MODEL else [classifier.resized(part) for part in parts]
+    return classifier.classify(joined(sized)).float()
+
+
+def _batches(parts: list[torch.Tensor], batch_size: int) -> Iterator[list[torch.Tensor]]:
+    """The images of `parts`, of which one or each holds one, `batch_size` at a time."""
+    if len(parts) == 1:
+        yield from ([batch] for batch in parts[0].split(batch_size))
+    else:
+        yield from (parts[start : start + batch_size] for start in range(0, len(parts), batch_size))
 
 
 def _parts(images: Images, device: torch.device) -> list[torch.Tensor]:

@@ -133,14 +133,15 @@ class Session:
         for subject in self.subjects(self.test):
             model, classifier, folder = subject.model, subject.classifier, subject.output / part
             described = subject.provenance | (recorded or {})
-            table = evaluate(classifier, self.test, rows, self.accelerator, described, folder=folder, keep_logits=keep)
+            kept = {"folder": folder, "keep_rows": True, "keep_logits": keep, "batch_size": self.arguments.batch_size}
+            table = evaluate(classifier, self.test, rows, self.accelerator, described, **kept)
             tables.append(table)
             if self.accelerator.is_main_process:
                 if after is not None:
                     folder.mkdir(parents=True, exist_ok=True)
                     after(classifier, table, folder)
                 table.save(folder)  # last, as its provenance tells that all is there
-                partial.append(partial_folder(folder, described, rows))
+                partial.append(partial_folder(folder, classifier, self.test, rows, described))
                 print(f"\n{model}: {len(table.labels)} images; raw results in {folder}")
                 print_accuracies(table)
         if self.accelerator.is_main_process:

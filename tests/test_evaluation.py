@@ -24,9 +24,10 @@ from transformers import (
 
 from nula.cli import main
 from nula.configuration_nula import CIFAR10_LABELS
+from nula.data import Split, to_pixels
 from nula.evaluation.claims import CLAIMS
 from nula.evaluation.classifiers import load_classifier, of_function
-from nula.evaluation.measuring import evaluate, partial_folder, predict, table_rows
+from nula.evaluation.measuring import PROBED, Measurement, evaluate, predict, table_rows
 from nula.evaluation.monte_carlo import correct_draws, gap, noise_rows
 from nula.evaluation.processing import processing_of
 from nula.evaluation.studies import STUDIES, basin, corruptions
@@ -76,21 +77,73 @@ def test_what_was_measured_before_an_interruption_is_not_measured_again(test_spl
     rows, asked = table_rows(0), []
 
     def classify(pixels):
-        asked.append(len(pixels))
-        if len(asked) == 8:
-            raise KeyboardInterrupt
+        if len(pixels) > PROBED:
+            asked.append(len(pixels))
+            if len(asked) == 8:
+                raise KeyboardInterrupt
         return channel_means(pixels)
 
     classifier = of_function(classify, 3)
     arguments = (test_split, rows, Accelerator(cpu=True), {"weights": "x", "date": "today"})
     with pytest.raises(KeyboardInterrupt):
         evaluate(classifier, *arguments, folder=tmp_path)
-    assert len(list(partial_folder(tmp_path, arguments[-1], rows).glob("0*.npz"))) == 7
+    [kept] = tmp_path.iterdir()
+    assert len(list(kept.glob("0*.npz"))) == 7
     resumed = evaluate(classifier, *arguments[:-1], {"weights": "x", "date": "tomorrow"}, folder=tmp_path)
     assert len(asked) == 8 + 13
     assert np.array_equal(resumed.predictions, evaluate(brightest_channel, *arguments).predictions)
     evaluate(classifier, *arguments[:-1], {"weights": "y"}, folder=tmp_path)
     assert len(asked) == 8 + 13 + 20  # other weights start afresh
+    assert not list(tmp_path.iterdir())  # removed when done
+
+
+def test_rows_of_another_classifier_image_or_operator_are_not_taken(test_split, tmp_path):
+    """Without a provenance that tells them apart, and with names that are the same."""
+    data = test_split.first(50)
+    seen = []
+
+    def rows(factor):
+        def apply(pixels, generator):
+            if len(pixels) > PROBED:
+                seen.append(factor)
+                if len(seen) == 2:
+                    raise KeyboardInterrupt
+            return pixels * factor
+
+        return [Measurement(name=name, apply=apply) for name in ("first", "second")]
+
+    first, other = of_function(channel_means, 3), of_function(lambda pixels: -channel_means(pixels), 3)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(first, data, rows(0.5), Accelerator(cpu=True), {}, folder=tmp_path)
+    for classifier, images, factor, expected in (
+        (other, data, 0.5, 2),
+        (first, Split.of(255 - data.images, data.labels, data.names), 0.5, 2),
+        (first, data, 0.25, 2),
+        (first, data, 0.5, 1),  # and what was measured is
+    ):
+        seen[:] = [None] * 3
+        table = evaluate(classifier, images, rows(factor), Accelerator(cpu=True), {}, folder=tmp_path)
+        assert len(seen) == 3 + expected
+        assert np.array_equal(table.predictions[1], classifier(to_pixels(images.images) * factor).argmax(1))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 500])
+@pytest.mark.parametrize("place", ["data", "model"])
+def test_answers_and_noise_are_the_same_for_any_batch_size(test_split, batch_size, place):
+    largest = []
+
+    def classify(pixels):
+        largest.append(len(pixels))
+        return channel_means(pixels)
+
+    classifier = of_function(classify, 3)
+    classifier.perturb_at = place
+    expected, _ = predict(classifier, test_split.images, table_rows(0)[-1], Accelerator(cpu=True))
+    largest.clear()
+    logits, _ = predict(classifier, test_split.images, table_rows(0)[-1], Accelerator(cpu=True), batch_size)
+    torch.testing.assert_close(logits, expected, atol=1e-6, rtol=0)
+    assert max(largest) == min(batch_size, 200)
+    assert sum(largest) == 200
 
 
 def test_logits_that_are_not_finite_are_refused(test_split):
