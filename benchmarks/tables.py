@@ -4,9 +4,11 @@ import json
 import statistics
 from pathlib import Path
 
+from nula.benchmarks.fine_tuning import AS_IT_IS, RESCALED
 from nula.benchmarks.forms import MODEL
 from nula.benchmarks.pipeline import BARE, OUR_PROCESSOR, OURS
 from nula.benchmarks.timing import ratio
+from nula.records.provenance import HEAD_KEPT, HEAD_NEW
 
 FOLDER = Path(__file__).parent
 PIPELINES = ("pipeline.json", "pipeline-xeon.json")  # one for each machine; the second was made with earlier weights
@@ -46,7 +48,31 @@ def forms_table(record: dict) -> str:
     return "\n".join(lines)
 
 
-def page(pipelines: list[dict], forms: dict) -> str:
+def fine_tuning_table(record: dict) -> str:
+    """Accuracy after each optimiser and rate, from the weights as they are and rescaled, with the head kept and new."""
+    columns = [(weights, head) for weights in (AS_IT_IS, RESCALED) for head in (HEAD_KEPT, HEAD_NEW)]
+    found: dict[tuple[str, float], dict] = {}
+    for run in record["runs"]:
+        row = found.setdefault((run["optimizer"], run["learning_rate"]), {})
+        row[run["weights"], run["head"]] = run["accuracy"]
+    head = " | ".join(f"{weights}, head {head}" for weights, head in columns)
+    lines = [f"| optimiser | learning rate | {head} |", "|---|--:|" + "--:|" * len(columns)]
+    for (optimizer, rate), accuracies in found.items():
+        shown = " | ".join(f"{accuracies[column]:.2f}" for column in columns)
+        lines.append(f"| `{optimizer}` | {rate:g} | {shown} |")
+    return "\n".join(lines)
+
+
+def what_was_tuned(record: dict) -> str:
+    """Say on what the accuracies of fine-tuning are, and what was done."""
+    return f"""Accuracy in percent on the {record["test_images"]:,} test images of {" and ".join(record["classes"])},
+after fine-tuning on {record["images"]:,} training images of them by transformers' Trainer with its defaults,
+{record["epochs"]} epochs at batch {record["batch_size"]}; from the released weights as they are, and after
+`rescale_convolutions()`. One run each. The release itself has {record["accuracy_before"]:.2f} when it chooses between
+these classes alone; its own training images included theirs."""
+
+
+def page(pipelines: list[dict], forms: dict, fine_tuning: dict) -> str:
     def told(record: dict) -> str:
         machine = record["machine"]
         libraries = (name for name in ("torch", "transformers", "torchvision", "onnxruntime") if name in machine)
@@ -61,8 +87,9 @@ def page(pipelines: list[dict], forms: dict) -> str:
     )
     return f"""# Benchmarks
 
-Written by `python -m nula.benchmarks.tables` from [forms.json](forms.json), [pipeline.json](pipeline.json) and
-[pipeline-xeon.json](pipeline-xeon.json), which is of another machine and of earlier weights of the same net.
+Written by `python -m nula.benchmarks.tables` from [forms.json](forms.json), [fine_tuning.json](fine_tuning.json),
+[pipeline.json](pipeline.json) and [pipeline-xeon.json](pipeline-xeon.json), which is of another machine and of earlier
+weights of the same net.
 Candidates take turns within one run; a figure is the median over the turns.
 
 ## The pipeline
@@ -82,13 +109,22 @@ Time beside the model itself (1.00) for {forms["images"]} images, and accuracy o
 {forms_table(forms)}
 
 {told(forms)}
+
+## Fine-tuning
+
+{what_was_tuned(fine_tuning)}
+
+{fine_tuning_table(fine_tuning)}
+
+{told(fine_tuning)}
 """
 
 
-def load_records() -> tuple[list[dict], dict]:
-    """The committed records, of the pipeline on each machine and of the forms."""
-    *pipelines, forms = (json.loads((FOLDER / name).read_text()) for name in (*PIPELINES, "forms.json"))
-    return pipelines, forms
+def load_records() -> tuple[list[dict], dict, dict]:
+    """The committed records: of the pipeline on each machine, of the forms and of fine-tuning."""
+    names = (*PIPELINES, "forms.json", "fine_tuning.json")
+    *pipelines, forms, fine_tuning = (json.loads((FOLDER / name).read_text()) for name in names)
+    return pipelines, forms, fine_tuning
 
 
 def main() -> None:
