@@ -66,4 +66,5 @@ compat: setup
 benchmarks: release
 	$(BIN)/python -m nula.benchmarks.pipeline --model build/nula-cifar10-robust-$(VERSION) --dataset '$(DATASET)'
 	$(BIN)/python -m nula.benchmarks.forms --model releases/$(VERSION) --dataset '$(DATASET)'
+	$(BIN)/python -m nula.benchmarks.fine_tuning --model releases/$(VERSION) --dataset '$(DATASET)'
 	$(BIN)/python -m nula.benchmarks.tables

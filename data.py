@@ -23,6 +23,8 @@ from nula.records.provenance import public_name
 if TYPE_CHECKING:  # `datasets` is imported where data are read: cards and payloads do without it
     from datasets import Dataset
 
+FIRST, STRATIFIED = "first", "stratified"  # how images are chosen
+DEVIATIONS = 4  # standard deviations of a random choice within which the share of a class is taken for its own
 SIDE = 32  # pixels: the size that NULA is made for
 MEASURED = 100  # images whose size is looked up to foretell the memory that all will take
 
@@ -116,6 +118,33 @@ def stratified(labels: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     drawn = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     by_class = drawn[labels[drawn].argsort(stable=True)].split(sizes.tolist())
     return torch.cat([own[:share] for own, share in zip(by_class, shares.tolist())]).sort().values
+
+
+def has_shares(labels: torch.Tensor, chosen: torch.Tensor) -> bool:
+    """Tell whether each class has about its share of the images `chosen`, and one at least.
+
+    Its share is what a random choice gives it. `labels` are int64 (N,), `chosen` indices, int64 (M,).
+    """
+    total, count = len(labels), len(chosen)
+    sizes = labels.bincount()
+    expected = sizes.double() * count / total
+    variance = expected * (1 - sizes / total) * (total - count) / max(total - 1, 1)  # of a hypergeometric number
+    found = labels[chosen].bincount(minlength=len(sizes))
+    near = (found - expected).abs() <= DEVIATIONS * variance.sqrt()
+    return bool((near & ((found > 0) | (sizes == 0))).all())
+
+
+def part_of(split: Split, count: int) -> tuple[Split, str]:
+    """Return `count` images of a split, all where there are fewer, and how they were chosen.
+
+    They are the first where each class has its share of these, as in CIFAR-10 and in shuffled data, or where they are
+    fewer than the classes; and else a stratified choice, as the first images of a folder are of one class.
+    """
+    count = min(count, len(split.labels))
+    first = torch.arange(count)
+    if count < len(split.labels.unique()) or has_shares(split.labels, first):
+        return split.first(count), FIRST
+    return split.take(stratified(split.labels, count, seed=0)), STRATIFIED
 
 
 def to_pixels(images: torch.Tensor) -> torch.Tensor:

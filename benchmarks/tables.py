@@ -4,9 +4,11 @@ import json
 import statistics
 from pathlib import Path
 
+from nula.benchmarks.fine_tuning import AS_IT_IS, RESCALED
 from nula.benchmarks.forms import MODEL
 from nula.benchmarks.pipeline import BARE, OUR_PROCESSOR, OURS
 from nula.benchmarks.timing import ratio
+from nula.records.provenance import HEAD_KEPT, HEAD_NEW
 
 FOLDER = Path(__file__).parent
 MEMORY = ("memory-before.json", "memory.json")  # of the version before open images were counted, and of this one
@@ -60,7 +62,31 @@ def memory_table(before: dict, now: dict) -> str:
     return "\n".join(lines)
 
 
-def page(pipelines: list[dict], forms: dict, memory: tuple[dict, dict]) -> str:
+def fine_tuning_table(record: dict) -> str:
+    """Accuracy after each optimiser and rate, from the weights as they are and rescaled, with the head kept and new."""
+    columns = [(weights, head) for weights in (AS_IT_IS, RESCALED) for head in (HEAD_KEPT, HEAD_NEW)]
+    found: dict[tuple[str, float], dict] = {}
+    for run in record["runs"]:
+        row = found.setdefault((run["optimizer"], run["learning_rate"]), {})
+        row[run["weights"], run["head"]] = run["accuracy"]
+    head = " | ".join(f"{weights}, head {head}" for weights, head in columns)
+    lines = [f"| optimiser | learning rate | {head} |", "|---|--:|" + "--:|" * len(columns)]
+    for (optimizer, rate), accuracies in found.items():
+        shown = " | ".join(f"{accuracies[column]:.2f}" for column in columns)
+        lines.append(f"| `{optimizer}` | {rate:g} | {shown} |")
+    return "\n".join(lines)
+
+
+def what_was_tuned(record: dict) -> str:
+    """Say on what the accuracies of fine-tuning are, and what was done."""
+    return f"""Accuracy in percent on the {record["test_images"]:,} test images of {" and ".join(record["classes"])},
+after fine-tuning on {record["images"]:,} training images of them by transformers' Trainer with its defaults,
+{record["epochs"]} epochs at batch {record["batch_size"]}; from the released weights as they are, and after
+`rescale_convolutions()`. One run each. The release itself has {record["accuracy_before"]:.2f} when it chooses between
+these classes alone; its own training images included theirs."""
+
+
+def page(pipelines: list[dict], forms: dict, fine_tuning: dict, memory: tuple[dict, dict]) -> str:
     def told(record: dict) -> str:
         machine = record["machine"]
         libraries = (name for name in ("torch", "transformers", "torchvision", "onnxruntime") if name in machine)
@@ -77,8 +103,8 @@ def page(pipelines: list[dict], forms: dict, memory: tuple[dict, dict]) -> str:
     )
     return f"""# Benchmarks
 
-Written by `python -m nula.benchmarks.tables` from [forms.json](forms.json), [memory.json](memory.json),
-[memory-before.json](memory-before.json), [pipeline.json](pipeline.json) and
+Written by `python -m nula.benchmarks.tables` from [fine_tuning.json](fine_tuning.json), [forms.json](forms.json),
+[memory.json](memory.json), [memory-before.json](memory-before.json), [pipeline.json](pipeline.json) and
 [pipeline-xeon.json](pipeline-xeon.json), which is of another machine and of earlier weights of the same net.
 Candidates take turns within one run; a figure is the median over the turns.
 
@@ -100,6 +126,14 @@ Time beside the model itself (1.00) for {forms["images"]} images, and accuracy o
 
 {told(forms)}
 
+## Fine-tuning
+
+{what_was_tuned(fine_tuning)}
+
+{fine_tuning_table(fine_tuning)}
+
+{told(fine_tuning)}
+
 ## Memory
 
 What a process takes at most for files of {side}×{side} pixels, beside what it takes with the model loaded: before (of
@@ -112,12 +146,11 @@ half of that in gray of 16 bits.
 """
 
 
-def load_records() -> tuple[list[dict], dict, tuple[dict, dict]]:
-    """The committed records, of the pipeline on each machine, of the forms, and of memory before and now."""
-    *pipelines, forms, before, now = (
-        json.loads((FOLDER / name).read_text()) for name in (*PIPELINES, "forms.json", *MEMORY)
-    )
-    return pipelines, forms, (before, now)
+def load_records() -> tuple[list[dict], dict, dict, tuple[dict, dict]]:
+    """The committed records: of the pipeline on each machine, the forms, fine-tuning, and memory before and now."""
+    names = (*PIPELINES, "forms.json", "fine_tuning.json", *MEMORY)
+    *pipelines, forms, fine_tuning, before, now = (json.loads((FOLDER / name).read_text()) for name in names)
+    return pipelines, forms, fine_tuning, (before, now)
 
 
 def main() -> None:

@@ -6,10 +6,11 @@ import sys
 import pytest
 from conftest import SAMPLE
 
-from nula.benchmarks import forms, memory, pipeline
+from nula.benchmarks import fine_tuning, forms, memory, pipeline
 from nula.benchmarks.tables import (
     FOLDER,
     faster_than_stock,
+    fine_tuning_table,
     forms_table,
     load_records,
     memory_table,
@@ -29,10 +30,11 @@ def at_batch_64(machine: str) -> dict[str, dict[str, list[float]]]:
 
 
 def test_the_committed_page_is_what_the_records_give(releases):
-    pipelines, of_forms, of_memory = load_records()
-    assert (FOLDER / "README.md").read_text() == page(pipelines, of_forms, of_memory)
+    pipelines, *others, (_, of_memory) = load_records()
+    assert (FOLDER / "README.md").read_text() == page(*load_records())
+    others.append(of_memory)
     released = list(releases.values())[-1].weights_sha256
-    assert pipelines[0]["weights_sha256"] == of_forms["weights_sha256"] == released
+    assert {record["weights_sha256"] for record in (pipelines[0], *others)} == {released}
 
 
 @pytest.mark.parametrize(("kind", "most"), [("tensors", 1.10), ("arrays", 1.10), ("PIL images", 1.35)])
@@ -54,7 +56,7 @@ def test_the_pipeline_is_faster_than_the_stock_one(kind, machine):
 @pytest.mark.parametrize("kind", memory.KINDS)
 def test_large_images_take_the_memory_of_few(kind):
     """Eight take less than before, and eighty no more than eight, but for what glibc keeps."""
-    before, now = (record["taken"][kind] for record in load_records()[2])
+    before, now = (record["taken"][kind] for record in load_records()[-1])
     taken = [now[count]["bytes"] - now["0"]["bytes"] for count in ("8", "80")]
     assert taken[0] < (before["8"]["bytes"] - before["0"]["bytes"]) / 4
     assert taken[1] < 1.2 * taken[0]
@@ -92,21 +94,26 @@ def test_candidates_take_turns():
 
 
 @pytest.fixture
-def records(tiny_folder, tmp_path, monkeypatch) -> tuple[dict, dict]:
+def records(tiny_folder, tmp_path, monkeypatch) -> tuple[dict, dict, dict]:
     monkeypatch.setattr(pipeline, "BATCH_SIZES", (2,))
     monkeypatch.setattr(pipeline, "IMAGES", 4)
     monkeypatch.setattr(pipeline, "START_UP", {"nothing": "pass"})
     monkeypatch.setattr(forms, "BATCH_SIZES", (2,))
     monkeypatch.setattr(forms, "IMAGES", 4)
-    for module, name in ((pipeline, "pipeline"), (forms, "forms")):
+    monkeypatch.setattr(fine_tuning, "IMAGES", 8)
+    monkeypatch.setattr(fine_tuning, "EPOCHS", 1)
+    rounds = ("--rounds", "2")
+    programs = {"pipeline": (pipeline, rounds), "forms": (forms, rounds), "fine_tuning": (fine_tuning, ())}
+    for name, (module, options) in programs.items():
         arguments = ["--model", str(tiny_folder), "--dataset", str(SAMPLE), "--output", str(tmp_path / name)]
-        monkeypatch.setattr(sys, "argv", ["nula.benchmarks", *arguments, "--rounds", "2"])
+        monkeypatch.setattr(sys, "argv", ["nula.benchmarks", *arguments, *options])
         module.main()
-    return json.loads((tmp_path / "pipeline").read_text()), json.loads((tmp_path / "forms").read_text())
+    of_pipeline, of_forms, of_fine_tuning = (json.loads((tmp_path / name).read_text()) for name in programs)
+    return of_pipeline, of_forms, of_fine_tuning
 
 
 def test_the_page_follows_the_records(records):
-    of_pipeline, of_forms = records
+    of_pipeline, of_forms, of_fine_tuning = records
     assert set(of_pipeline["seconds"]["2"]) == {"tensors", "arrays", "PIL images", "JPEG files", "data set"}
     exact = {of_forms["accuracy"][name] for name in (forms.MODEL, "torch.export", "ONNX")}
     assert max(exact) - min(exact) <= 0.5  # of 200 images
@@ -123,6 +130,12 @@ def test_the_page_follows_the_records(records):
     assert "| nothing | 2.0 |" in start_up_table(of_pipeline)
     of_forms["bytes"][forms.MODEL], of_forms["accuracy"][forms.MODEL] = 12_340_000, 56.78
     assert f"| {forms.MODEL} | 12.3 | 1.00 | 56.78 |" in forms_table(of_forms)
-    text = page([of_pipeline], of_forms, load_records()[2])
+    assert (of_fine_tuning["images"], of_fine_tuning["test_images"]) == (8, 37)
+    for run in of_fine_tuning["runs"]:
+        run["accuracy"] = 90 + (run["weights"] == "rescaled") + 2 * (run["head"] == "new") + run["learning_rate"]
+    assert "| `adamw_torch` | 0.001 | 90.00 | 92.00 | 91.00 | 93.00 |" in fine_tuning_table(of_fine_tuning)
+    assert "| `sgd` | 0.01 | 90.01 | 92.01 | 91.01 | 93.01 |" in fine_tuning_table(of_fine_tuning)
+    text = page([of_pipeline], of_forms, of_fine_tuning, load_records()[-1])
     assert pipeline_table(of_pipeline) in text
     assert forms_table(of_forms) in text
+    assert fine_tuning_table(of_fine_tuning) in text

@@ -15,6 +15,7 @@ import hypothesis.extra.numpy as arrays
 import inputs_door
 import inputs_pipeline
 import inputs_training
+import inputs_tuning
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 
 from nula.publishing.integrity import PushRefused
 
-SECTIONS = (inputs_pipeline, inputs_door, inputs_training)
+SECTIONS = (inputs_pipeline, inputs_door, inputs_training, inputs_tuning)
 TABLE = Path(__file__).with_name("inputs.md")
 ERRORS = (OSError, ValueError, TypeError, argparse.ArgumentTypeError, PushRefused)  # what users are meant to see
 

@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from nula.data import Split, stratified
+from nula.data import STRATIFIED, Split, has_shares, stratified
 from nula.evaluation.classifiers import load_classifier
 from nula.evaluation.measuring import evaluate, table_rows
 from nula.records.cifar10 import is_cifar10
 from nula.records.table import row_title
 from nula.train.start import Parent
 
-LAST, STRATIFIED = "last", "stratified"  # how images are chosen
+LAST = "last"  # how images are chosen, or stratified
 SEED = 0  # of a stratified choice, whatever the run's: trainings from several seeds are measured on the same images
-DEVIATIONS = 4  # standard deviations of a random choice within which the share of a class is taken for its own
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def hold_out(split: Split, count: int) -> tuple[Split, HeldOut]:
     if not 0 < count < total:
         raise ValueError(f"cannot hold out {count} of {total} images; give 1 to {total - 1}.")
     last = torch.arange(total - count, total)
-    choice = LAST if _has_shares(split.labels, last) else STRATIFIED
+    choice = LAST if has_shares(split.labels, last) else STRATIFIED
     try:
         indices = last if choice == LAST else stratified(split.labels, count, SEED)
     except ValueError as error:
@@ -77,17 +76,6 @@ def hold_out(split: Split, count: int) -> tuple[Split, HeldOut]:
     if lost:
         raise ValueError(f"--validation_images {count} leave no image of class {split.names[lost[0]]!r} to train on.")
     return kept, HeldOut(images, choice, is_cifar10({"sha256": split.fingerprint}, "train"))
-
-
-def _has_shares(labels: torch.Tensor, chosen: torch.Tensor) -> bool:
-    """Whether each class has about the share of the `chosen` that a random choice gives it, and one image at least."""
-    total, count = len(labels), len(chosen)
-    sizes = labels.bincount()
-    expected = sizes.double() * count / total
-    variance = expected * (1 - sizes / total) * (total - count) / max(total - 1, 1)  # of a hypergeometric number
-    found = labels[chosen].bincount(minlength=len(sizes))
-    near = (found - expected).abs() <= DEVIATIONS * variance.sqrt()
-    return bool((near & ((found > 0) | (sizes == 0))).all())
 
 
 def check_parent(parent: Parent, data: Split) -> None:
