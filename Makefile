@@ -48,10 +48,10 @@ figures: setup
 	$(BIN)/nula card
 
 evaluate: setup
-	$(BIN)/nula evaluate table --model releases/$(VERSION) --dataset '$(DATASET)' --output releases/$(VERSION)/results
+	$(BIN)/nula evaluate table --model releases/$(VERSION) --dataset '$(DATASET)' --output releases/$(VERSION)/results --overwrite
 
 studies: setup
-	$(BIN)/nula evaluate studies --model releases/$(VERSION) --dataset '$(DATASET)' --output releases/$(VERSION)/results
+	$(BIN)/nula evaluate studies --model releases/$(VERSION) --dataset '$(DATASET)' --output releases/$(VERSION)/results --overwrite
 
 app: setup
 	$(BIN)/nula app

@@ -21,7 +21,7 @@ from nula.configuration_nula import NulaConfig
 from nula.evaluation.classes import ClassMatch, match_classes
 from nula.evaluation.processing import Processing, processing_of
 from nula.image_processing_nula import NulaImageProcessor
-from nula.records.weights import class_names, found, load_model, weights_sha256
+from nula.records.weights import class_names, found, load_model, weights_sha256, without_its_code
 
 FUNCTION = re.compile(r"(?P<module>[\w.]+):(?P<name>[\w.]+)")
 AT_DATA, AT_MODEL = "data", "model"  # size at which images are perturbed
@@ -159,6 +159,7 @@ def load_classifier(
     device: torch.device,
     classes: Mapping[str, Any] | None = None,
     perturb_at: str = AT_DATA,
+    revision: str | None = None,
 ) -> PixelClassifier:
     """Load a model, in eval mode, as a function of pixels to logits of the classes `names`.
 
@@ -170,12 +171,13 @@ def load_classifier(
         device: where the model is to be.
         classes: which of the model's classes they are, where names do not tell, see `evaluation.classes.read_classes`.
         perturb_at: "data" or "model", the size at which images are perturbed.
+        revision: commit or tag of a Hub id.
 
     Raises:
         OSError: there is no such folder, repository or file, or it holds no model.
         ValueError: classes that do not match, or a processor that does something unknown here.
     """
-    loaded = _load(model)
+    loaded = _load(model, revision)
     labels = loaded.labels
     if labels is None:
         if names is None:
@@ -204,7 +206,7 @@ def of_function(function: Callable[[torch.Tensor], torch.Tensor], classes: int) 
     )
 
 
-def model_sha256(model: str) -> str | None:
+def model_sha256(model: str, revision: str | None = None) -> str | None:
     """Return the SHA-256 of a model's weights, see `weights_sha256`; of an .onnx file; None of a function.
 
     Raises:
@@ -212,7 +214,7 @@ def model_sha256(model: str) -> str | None:
     """
     if _is_onnx(model):
         return hashlib.sha256(Path(model).read_bytes()).hexdigest()
-    return None if _is_function(model) else weights_sha256(model)
+    return None if _is_function(model) else weights_sha256(model, revision)
 
 
 def require_derivatives(classifier: PixelClassifier, *, of_parameters: bool = False) -> None:
@@ -232,7 +234,9 @@ def _device_of(module: nn.Module) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-def _load(model: str) -> Loaded:
+def _load(model: str, revision: str | None) -> Loaded:
+    if revision is not None and (_is_onnx(model) or _is_function(model) or Path(model).exists()):
+        raise ValueError(f"--revision is of a Hub id, and {model} is none.")
     if _is_onnx(model):
         if not Path(model).is_file():
             raise FileNotFoundError(f"there is no file {model}.")
@@ -242,25 +246,38 @@ def _load(model: str) -> Loaded:
         return _load_function(model)
     # AutoConfig would ask for trust_remote_code before it told that a folder holds a NULA.
     with found(model):
-        model_type = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
+        model_type = PreTrainedConfig.get_config_dict(model, revision=revision)[0].get("model_type")
     if model_type == NulaConfig.model_type:
-        net, processor = load_model(model), NulaImageProcessor.from_pretrained(model)
+        net = load_model(model, revision=revision)
+        processor = NulaImageProcessor.from_pretrained(model, revision=revision or "main")
     else:
-        net, processor = load_model(model, AutoModelForImageClassification), AutoImageProcessor.from_pretrained(model)
+        net = load_model(model, AutoModelForImageClassification, revision)
+        with without_its_code(model):
+            processor = AutoImageProcessor.from_pretrained(model, revision=revision or "main", trust_remote_code=False)
     return Loaded(net, processing_of(processor), class_names(net), type(net).__name__)
 
 
-def _load_function(model: str) -> Loaded:
-    module_name, name = model.split(":")
+def imported(name: str) -> Any:
+    """Return what package.module:NAME means, of a module that is installed or lies in the working directory.
+
+    Raises:
+        ValueError: there is none.
+    """
+    module_name, _, path = name.partition(":")
     sys.path.insert(0, os.getcwd())  # a module beside, as `python -m` finds it
     try:
         value: Any = importlib.import_module(module_name)
-        for part in name.split("."):
+        for part in path.split("."):
             value = getattr(value, part)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{model} cannot be imported: {error}; give package.module:function.") from error
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{name} cannot be imported: {error}; give package.module:NAME.") from error
     finally:
         sys.path.remove(os.getcwd())
+    return value
+
+
+def _load_function(model: str) -> Loaded:
+    value = imported(model)
     if not callable(value):
         raise ValueError(f"{model} is {type(value).__name__}, must be a function of pixels to logits.")
     labels = getattr(value, "labels", None)

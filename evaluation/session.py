@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from nula.data import DataSource, Split
+from nula.configuration_nula import CIFAR10_LABELS
+from nula.data import STRATIFIED, DataSource, Split, part_of
 from nula.evaluation.classes import read_classes
 from nula.evaluation.classifiers import PixelClassifier, load_classifier, model_sha256
 from nula.evaluation.comparison import comparison_lines
@@ -60,9 +61,18 @@ class Session:
         """The images of the test split, at their own sizes."""
         return self.source.test()
 
-    def first_images(self) -> Split:
-        """Return the first --images of the test split, or all where there are fewer."""
-        return self.test.first(min(self.arguments.images, len(self.test.labels)))
+    @cached_property
+    def chosen(self) -> tuple[Split, str | None]:
+        """The --images of the test split that are measured, and how they were chosen; None where all are."""
+        count: int | None = getattr(self.arguments, "images", None)
+        if count is None or count >= len(self.test.labels):
+            return self.test, None
+        return part_of(self.test, count)
+
+    @property
+    def measured(self) -> Split:
+        """The images of the test split that are measured."""
+        return self.chosen[0]
 
     @property
     def models(self) -> list[tuple[str, Path]]:
@@ -83,17 +93,22 @@ class Session:
         file: Path | None = self.arguments.classes
         classes = None if file is None else read_classes(file)
         try:
-            return load_classifier(model, self.test.names, self.device, classes, self.arguments.perturb_at)
+            options = {"perturb_at": self.arguments.perturb_at, "revision": self.arguments.revision}
+            return load_classifier(model, self.test.names, self.device, classes, **options)
         except ValueError as error:
             raise ValueError(f"{model}: {error}") from error
 
     def provenance(self, model: str, classifier: PixelClassifier, data: Split) -> dict[str, Any]:
         """Return what a result must tell of how it came about, settings aside, which the command tells."""
+        how = self.chosen[1]
+        chosen = {"choice": how} if how == STRATIFIED else {}  # records that do not tell are of the first images
+        revision: str | None = self.arguments.revision
         return {
             "model": public_argument(model),
-            "weights_sha256": model_sha256(model),
+            **({} if revision is None else {"revision": revision}),
+            "weights_sha256": model_sha256(model, revision),
             "classifier": classifier.record(),
-            "dataset": self.source.record(self.source.test_split, data) | {"image_size": data.size},
+            "dataset": self.source.record(self.source.test_split, data) | {"image_size": data.size} | chosen,
             "definitions_version": DEFINITIONS_VERSION,
             "command": command_again("nula evaluate", sys.argv[2:]),
             "device": self.device.type,
@@ -105,10 +120,15 @@ class Session:
         """Return every model with the record of results on `data`; what is wrong with one is told of before any runs.
 
         Raises:
-            OSError, ValueError: a model cannot be loaded, or its classes do not match those of the data.
+            OSError, ValueError: a model cannot be loaded, its classes do not match those of the data, or its folder
+                holds the results of another.
         """
         loaded = [(model, self.classifier(model), output) for model, output in self.models]
-        return [Subject(model, one, self.provenance(model, one, data), output) for model, one, output in loaded]
+        subjects = [Subject(model, one, self.provenance(model, one, data), output) for model, one, output in loaded]
+        if not self.arguments.overwrite:
+            for subject in subjects:
+                check_output(subject)
+        return subjects
 
     def measure(
         self,
@@ -130,18 +150,22 @@ class Session:
         """
         tables, partial = [], []
         keep = after is not None
-        for subject in self.subjects(self.test):
+        subjects = self.subjects(self.measured)
+        if not self.arguments.overwrite:
+            for subject in subjects:
+                _check_rows(subject.output / part, rows)
+        for subject in subjects:
             model, classifier, folder = subject.model, subject.classifier, subject.output / part
             described = subject.provenance | (recorded or {})
             kept = {"folder": folder, "keep_rows": True, "keep_logits": keep, "batch_size": self.arguments.batch_size}
-            table = evaluate(classifier, self.test, rows, self.accelerator, described, **kept)
+            table = evaluate(classifier, self.measured, rows, self.accelerator, described, **kept)
             tables.append(table)
             if self.accelerator.is_main_process:
                 if after is not None:
                     folder.mkdir(parents=True, exist_ok=True)
                     after(classifier, table, folder)
                 table.save(folder)  # last, as its provenance tells that all is there
-                partial.append(partial_folder(folder, classifier, self.test, rows, described))
+                partial.append(partial_folder(folder, classifier, self.measured, rows, described))
                 print(f"\n{model}: {len(table.labels)} images; raw results in {folder}")
                 print_accuracies(table)
         if self.accelerator.is_main_process:
@@ -149,6 +173,40 @@ class Session:
                 shutil.rmtree(folder)
             for (a, first), (b, second) in combinations(zip(self.arguments.model, tables), 2):
                 print("\n".join(["", f"{b} against {a}", *comparison_lines(first, second)]))
+
+
+def check_output(subject: Subject) -> None:
+    """Raise ValueError where the folder of a model's results holds those of another model, or of other classes."""
+    for file in sorted([*subject.output.glob("*.json"), *subject.output.glob("*/*.json")]):
+        try:
+            told = json.loads(file.read_text())
+        except (ValueError, OSError):
+            continue
+        told = told if file.name == "provenance.json" else told.get("provenance") if isinstance(told, dict) else None
+        if isinstance(told, dict) and "weights_sha256" in told and _identity(told) != _identity(subject.provenance):
+            where = f"{told.get('model')} on {told['dataset'].get('name')} ({file.name})"
+            raise ValueError(
+                f"{subject.output} holds results of {where}, and these would be of {subject.model}; give another "
+                "--output, or --overwrite to replace them."
+            )
+
+
+def _identity(provenance: dict[str, Any]) -> tuple[Any, ...]:
+    """What results in one folder have in common: the weights, or the name of a function, and the classes."""
+    weights = provenance["weights_sha256"]
+    classes = provenance["dataset"].get("classes", CIFAR10_LABELS)
+    return provenance["model"] if weights is None else weights, tuple(classes)
+
+
+def _check_rows(folder: Path, rows: Sequence[Measurement]) -> None:
+    """Raise ValueError where a folder holds a table of other rows."""
+    if (folder / "predictions.npz").is_file():
+        stored = Table.load(folder)
+        if (stored.rows, stored.seeds) != (tuple(row.name for row in rows), tuple(row.seed for row in rows)):
+            raise ValueError(
+                f"{folder} holds a table of {len(stored.rows)} other rows or seeds; give another --output, or "
+                "--overwrite to replace it."
+            )
 
 
 def print_accuracies(table: Table) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from nula.data import Split
+from nula.data import Split, part_of
 from nula.evaluation.classifiers import PixelClassifier, model_sha256, require_derivatives
 from nula.evaluation.interpolation import interpolate, shape_along, with_new_statistics
 from nula.evaluation.measuring import Operator, class_indices
@@ -120,10 +120,10 @@ def _start_of(session: Session, model: str) -> str:
 
 def _run(session: Session) -> None:
     [(model, output)] = session.models
-    data, train = session.first_images(), session.source.train()
+    data, train = session.measured, session.source.train()
     if len(data.labels) <= LINE_BATCH:
         raise ValueError(f"basin needs more than {LINE_BATCH} test images, has {len(data.labels)}.")
-    calibration = train.first(min(len(data.labels), len(train.labels)))
+    calibration, _ = part_of(train, len(data.labels))
     start_name = _start_of(session, model)
     start, end = session.classifier(start_name), session.classifier(model)
     require_derivatives(start, of_parameters=True)

@@ -46,7 +46,7 @@ def certified(
 
 
 def _run(session: Session) -> None:
-    data = session.first_images()
+    data = session.measured
     for subject in session.subjects(data):
         result = certified(subject.classifier, data, session.device, session.arguments.draws)
         save_json(result, subject.provenance, subject.output / "certified.json")

@@ -11,6 +11,9 @@ from nula.evaluation.measuring import Measurement
 from nula.evaluation.session import Session
 from nula.evaluation.studies.study import Study
 from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from nula.records.table import Table
+
+EXTRA = {"speckle_noise", "gaussian_blur", "spatter", "saturate"}  # of CIFAR-10-C, beside its fifteen corruptions
 
 
 def corruption_rows(official: Path | None, labels: torch.Tensor) -> list[Measurement]:
@@ -46,6 +49,23 @@ def corruption_rows(official: Path | None, labels: torch.Tensor) -> list[Measure
     return rows
 
 
+def means(table: Table) -> dict[str, float]:
+    """Return the mean accuracy in percent over CIFAR-10-C's fifteen corruptions, and over its four extra ones.
+
+    As D. Hendrycks and T. Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations"
+    (ICLR 2019), have it: the extra ones are for choosing a method by, and no part of the mean. Of each the kinds that
+    the table has, at every severity; a group without any is left out.
+    """
+    kinds = {row.name: row.name.rpartition(" ")[0] for row in table}
+    groups = {
+        f"mean of {len(set(kinds.values()) - EXTRA)} corruptions": [
+            row for row in table if kinds[row.name] not in EXTRA
+        ],
+        f"mean of {len(set(kinds.values()) & EXTRA)} extra ones": [row for row in table if kinds[row.name] in EXTRA],
+    }
+    return {title: float(np.mean([row.accuracy for row in rows])) for title, rows in groups.items() if rows}
+
+
 def array_hashes(official: Path) -> dict[str, str]:
     """Return the SHA-256 of every array in a folder of CIFAR-10-C, by file name."""
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(official.glob("*.npy"))}
@@ -61,10 +81,12 @@ def _made_here(name: str, severity: int) -> Measurement:
 def _run(session: Session) -> None:
     official: Path | None = session.arguments.cifar10c
     rows = corruption_rows(official, session.test.labels)
-    if official is None:
-        session.measure(rows, "corruptions")
-    else:
-        session.measure(rows, "cifar10c", recorded={"arrays_sha256": array_hashes(official)})
+    part = "corruptions" if official is None else "cifar10c"
+    session.measure(rows, part, recorded=None if official is None else {"arrays_sha256": array_hashes(official)})
+    if session.accelerator.is_main_process:
+        for model, output in session.models:
+            told = ", ".join(f"{title} {mean:.2f} %" for title, mean in means(Table.load(output / part)).items())
+            print(f"\n{model}: {told}")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -45,7 +45,7 @@ def curvature(
 
 
 def _run(session: Session) -> None:
-    data, subsets = session.first_images(), session.arguments.subsets
+    data, subsets = session.measured, session.arguments.subsets
     for subject in session.subjects(data):
         require_derivatives(subject.classifier, of_parameters=True)
         result = curvature(subject.classifier, data, session.device, SIGMAS, subsets)

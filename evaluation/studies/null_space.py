@@ -46,7 +46,7 @@ def null_space_table(
 
 
 def _run(session: Session) -> None:
-    data = session.first_images()
+    data = session.measured
     for subject in session.subjects(data):
         require_derivatives(subject.classifier)
         table = null_space_table(subject.classifier, data, session.device, subject.provenance)

@@ -31,7 +31,7 @@ def sensitivity(
 
 
 def _run(session: Session) -> None:
-    data = session.first_images()
+    data = session.measured
     for subject in session.subjects(data):
         require_derivatives(subject.classifier)
         result = sensitivity(subject.classifier, data, session.device, SIGMAS)

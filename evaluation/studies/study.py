@@ -34,11 +34,12 @@ class Study:
     of_pair: bool = False
 
 
-def add_images(parser: argparse.ArgumentParser, default: int, least: int) -> None:
+def add_images(parser: argparse.ArgumentParser, default: int | None, least: int) -> None:
     """Add --images, the number of test images that a study takes."""
     parser.add_argument(
         "--images",
         type=at_least(least),
         default=default,
-        help="of the test split, from its start; all where there are fewer",
+        help="of the test split, the first where each class has its share of them, else a stratified choice; all where "
+        "there are fewer, or unless given",
     )
