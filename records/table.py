@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -149,12 +150,16 @@ class Table:
 
         Raises:
             FileNotFoundError: the folder holds no table.
+            ValueError: the table is damaged; the message names the folder.
         """
-        with np.load(folder / "predictions.npz") as stored:
-            arrays = {name: stored[name] for name in ("predictions", "labels")}
-            rows, seeds = tuple(stored["rows"].tolist()), tuple(stored["seeds"].tolist())
-        if (folder / "logits.npz").exists():
-            with np.load(folder / "logits.npz") as stored:
-                arrays["logits"] = stored["logits"]
-        provenance = json.loads((folder / "provenance.json").read_text())
+        try:
+            with np.load(folder / "predictions.npz") as stored:
+                arrays = {name: stored[name] for name in ("predictions", "labels")}
+                rows, seeds = tuple(stored["rows"].tolist()), tuple(stored["seeds"].tolist())
+            if (folder / "logits.npz").exists():
+                with np.load(folder / "logits.npz") as stored:
+                    arrays["logits"] = stored["logits"]
+            provenance = json.loads((folder / "provenance.json").read_text())
+        except (BadZipFile, KeyError, ValueError, EOFError) as error:  # json's errors are ValueErrors
+            raise ValueError(f"the table in {folder} is damaged ({error}); measure it again.") from error
         return cls(rows=rows, seeds=seeds, provenance=provenance, **arrays)

@@ -197,9 +197,9 @@ def test_where_one_layer_cannot_be_rescaled_none_is(pixels):
 REMOTE = """
 import torch
 pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-exec(sys.argv[1].replace("model.rescale_convolutions()",
-     "before = model.eval()(pixels).logits; model.rescale_convolutions(); "
-     "after = model(pixels).logits; size = model.nula.stages[0].widening.convolution.weight.std()"))
+call = "model.rescale_convolutions()"
+around = f"before = model.eval()(pixels).logits; {call}; after = model(pixels).logits"
+exec(sys.argv[1].replace(call, around + "; size = model.nula.stages[0].widening.convolution.weight.std()"))
 print((after - before).abs().max().item(), size.item())
 """
 

@@ -13,6 +13,7 @@ from types import ModuleType
 import conftest  # noqa: F401 (which keeps off the network)
 import hypothesis.extra.numpy as arrays
 import inputs_door
+import inputs_evaluation
 import inputs_pipeline
 import inputs_training
 import inputs_tuning
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 
 from nula.publishing.integrity import PushRefused
 
-SECTIONS = (inputs_pipeline, inputs_door, inputs_training, inputs_tuning)
+SECTIONS = (inputs_pipeline, inputs_door, inputs_evaluation, inputs_training, inputs_tuning)
 TABLE = Path(__file__).with_name("inputs.md")
 ERRORS = (OSError, ValueError, TypeError, argparse.ArgumentTypeError, PushRefused)  # what users are meant to see
 

@@ -56,14 +56,14 @@ def means(table: Table) -> dict[str, float]:
     (ICLR 2019), have it: the extra ones are for choosing a method by, and no part of the mean. Of each the kinds that
     the table has, at every severity; a group without any is left out.
     """
-    kinds = {row.name: row.name.rpartition(" ")[0] for row in table}
-    groups = {
-        f"mean of {len(set(kinds.values()) - EXTRA)} corruptions": [
-            row for row in table if kinds[row.name] not in EXTRA
-        ],
-        f"mean of {len(set(kinds.values()) & EXTRA)} extra ones": [row for row in table if kinds[row.name] in EXTRA],
-    }
-    return {title: float(np.mean([row.accuracy for row in rows])) for title, rows in groups.items() if rows}
+    found: dict[str, list[float]] = {}
+    kinds = set()
+    for row in table:
+        kind = row.name.rpartition(" ")[0]
+        kinds.add(kind)
+        found.setdefault("extra" if kind in EXTRA else "standard", []).append(row.accuracy)
+    counts = {"standard": len(kinds - EXTRA), "extra": len(kinds & EXTRA)}
+    return {f"mean of {counts[group]} {group}": float(np.mean(values)) for group, values in found.items()}
 
 
 def array_hashes(official: Path) -> dict[str, str]:
