@@ -38,6 +38,7 @@ def nula(monkeypatch, capsys):
         given = stdin.encode() if isinstance(stdin, str) else stdin
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
         monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # main changes it
+        capsys.readouterr()  # of fixtures
         code = main()
         return code, *capsys.readouterr()
 

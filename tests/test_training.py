@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.optim.swa_utils import AveragedModel
 
 from nula.configuration_nula import NulaConfig
-from nula.data import DataSource, Split, load_split, stratified, to_pixels
+from nula.data import DataSource, Split, has_shares, load_split, stratified, to_pixels
 from nula.image_processing_nula import normalize
 from nula.modeling_nula import NulaForImageClassification
 from nula.perturbations.sampling import checkerboard, decimate
@@ -42,7 +42,7 @@ from nula.train.loop import train
 from nula.train.optimizers import Muon, build_optimizers, build_scheduler, orthogonalize
 from nula.train.recipe import OPERATORS, V0, V1, Recipe
 from nula.train.run import RunSettings
-from nula.train.validation import _has_shares, hold_out
+from nula.train.validation import hold_out
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -660,8 +660,8 @@ def test_the_rule_of_the_trials_holds_for_cifar10():
     counts = torch.tensor([493, 488, 479, 519, 475, 529, 488, 485, 532, 512])
     last = torch.arange(10).repeat_interleave(counts)
     labels = torch.cat([torch.arange(10).repeat_interleave(5000 - counts), last])
-    assert _has_shares(labels, torch.arange(45_000, 50_000))
-    assert not _has_shares(torch.arange(10).repeat_interleave(5000), torch.arange(45_000, 50_000))
+    assert has_shares(labels, torch.arange(45_000, 50_000))
+    assert not has_shares(torch.arange(10).repeat_interleave(5000), torch.arange(45_000, 50_000))
 
 
 def test_processes_that_end_apart_are_refused():
