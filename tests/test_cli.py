@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import partial
 from importlib.metadata import version
 
 import pytest
@@ -280,7 +281,9 @@ except SystemExit:
 def test_ctrl_c_ends_a_wait_for_standard_input():
     command = [sys.executable, "-m", "nula", "classify", "-", "--model", MODEL]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, **pipes) as running:
+    # A test that runs in the background of a script has the signal ignored, and so would its children.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=ROOT, preexec_fn=heed, **pipes) as running:
         running.stdin.write(os.fsencode(CAT) + b"\n")
         running.stdin.flush()
         running.stdout.readline()
