@@ -36,6 +36,7 @@ def load_model(name: str | Path, kind: Any = NulaForImageClassification, revisio
     try:
         with found(name):
             report_all = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # which the report then names
+            report_all |= {"trust_remote_code": False}  # None would ask on a terminal
             model, report = kind.from_pretrained(name, **report_all, dtype=torch.float32, revision=revision)
     except (SafetensorError, RuntimeError) as error:  # a file cut short
         raise ValueError(f"the weights of {name} cannot be loaded: {error}") from error
@@ -71,30 +72,30 @@ def found(name: str | Path) -> Iterator[None]:
         raise OSError(f"there is no folder {name} here, and as a Hub id it gives: {error}") from error
 
 
-def weights_sha256(name: str | Path) -> str:
+def weights_sha256(name: str | Path, revision: str | None = None) -> str:
     """Return the SHA-256 of the weights in a folder or Hub repository: of their file, or of all shards in order.
 
     Raises:
         OSError: it holds neither model.safetensors nor pytorch_model.bin, whole or in shards.
     """
-    file = _weights_file(str(name))
+    file = _weights_file(str(name), revision)
     parts = sorted(set(json.loads(file.read_text())["weight_map"].values())) if file.suffix == ".json" else [file.name]
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(_stored(str(name), part).read_bytes())
+        digest.update(_stored(str(name), part, revision).read_bytes())
     return digest.hexdigest()
 
 
-def _stored(name: str, file: str) -> Path:
+def _stored(name: str, file: str, revision: str | None) -> Path:
     """The path of a file in a folder or Hub repository; OSError where there is none."""
-    return Path(str(cached_file(name, file)))
+    return Path(str(cached_file(name, file, revision=revision)))
 
 
-def _weights_file(name: str) -> Path:
+def _weights_file(name: str, revision: str | None) -> Path:
     errors = []
     for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
         try:
-            return _stored(name, file)
+            return _stored(name, file, revision)
         except OSError as error:
             errors.append(error)
     raise errors[0]

@@ -10,7 +10,9 @@ import torch
 from nula.evaluation.measuring import Measurement
 from nula.evaluation.session import Session
 from nula.evaluation.studies.study import Study
-from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from nula.perturbations.corruptions import CORRUPTIONS, EXTRA, SEVERITIES, STANDARD, corrupt
+from nula.records.statistics import mean_interval
+from nula.records.table import Table
 
 
 def corruption_rows(official: Path | None, labels: torch.Tensor) -> list[Measurement]:
@@ -23,14 +25,14 @@ def corruption_rows(official: Path | None, labels: torch.Tensor) -> list[Measure
     count = len(labels)
     if official is None:
         return [_made_here(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
-    files = sorted(file for file in official.glob("*.npy") if file.stem != "labels")
+    files = [file for name in (*STANDARD, *EXTRA) if (file := official / f"{name}.npy").is_file()]
     if not files:
         raise FileNotFoundError(f"{official} holds none of CIFAR-10-C's arrays, such as fog.npy.")
-    if not np.array_equal(np.load(official / "labels.npy"), np.tile(labels.numpy(), len(SEVERITIES))):
+    if not np.array_equal(_array(official / "labels.npy"), np.tile(labels.numpy(), len(SEVERITIES))):
         raise ValueError(f"{official / 'labels.npy'} does not hold the labels of the data set five times over.")
     rows = []
     for file in files:
-        stacked = np.load(file, mmap_mode="r")
+        stacked = _array(file)
         if stacked.shape != (len(SEVERITIES) * count, 32, 32, 3) or stacked.dtype != np.uint8:
             raise ValueError(
                 f"{file} holds {stacked.dtype} {stacked.shape}, must be uint8 {(len(SEVERITIES) * count, 32, 32, 3)}."
@@ -44,6 +46,34 @@ def corruption_rows(official: Path | None, labels: torch.Tensor) -> list[Measure
             for severity in SEVERITIES
         ]
     return rows
+
+
+def _array(file: Path) -> np.ndarray:
+    try:
+        stored: np.ndarray = np.load(file, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{file} is damaged: {error}; download it again.") from error
+    return stored
+
+
+def mean_lines(table: Table) -> list[str]:
+    """Say the mean accuracy over the corruptions of a table and their severities, with Student's 95 % interval.
+
+    Of CIFAR-10-C it is that over the standard fifteen, where all are there; the extra four are told of apart.
+    """
+    there = {name.rpartition(" ")[0] for name in table.rows}
+    made_here = there == set(CORRUPTIONS)
+    groups = {"made here": tuple(CORRUPTIONS)} if made_here else {"standard": STANDARD, "extra": EXTRA}
+    lines = []
+    for kind, names in groups.items():
+        missing = [name for name in names if name not in there]
+        title = f"mean over the {len(names)} corruptions {'' if made_here else 'of CIFAR-10-C, '}{kind}"
+        if not missing:
+            mean, low, high = mean_interval(table.shares_right(f"{n} {s}" for n in names for s in SEVERITIES))
+            lines.append(f"{title}: {mean:.2f} %   95 % in {low:.2f} to {high:.2f}")
+        elif there & set(names):
+            lines.append(f"{title}: not measured, as there is no {', '.join(missing)}")
+    return lines
 
 
 def array_hashes(official: Path) -> dict[str, str]:
@@ -62,9 +92,12 @@ def _run(session: Session) -> None:
     official: Path | None = session.arguments.cifar10c
     rows = corruption_rows(official, session.test.labels)
     if official is None:
-        session.measure(rows, "corruptions")
+        tables = session.measure(rows, "corruptions")
     else:
-        session.measure(rows, "cifar10c", recorded={"arrays_sha256": array_hashes(official)})
+        tables = session.measure(rows, "cifar10c", recorded={"arrays_sha256": array_hashes(official)})
+    if session.accelerator.is_main_process:
+        for model, table in tables.items():
+            print("\n".join(["", model, *mean_lines(table)]))
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -34,11 +34,12 @@ class Study:
     of_pair: bool = False
 
 
-def add_images(parser: argparse.ArgumentParser, default: int, least: int) -> None:
-    """Add --images, the number of test images that a study takes."""
+def add_images(parser: argparse.ArgumentParser, default: int | None, least: int) -> None:
+    """Add --images, the number of test images that a study takes; all where the default is None."""
     parser.add_argument(
         "--images",
         type=at_least(least),
         default=default,
-        help="of the test split, from its start; all where there are fewer",
+        help="of the test split, all where there are fewer: the first, where these have each class in proportion; else "
+        "a choice that has, by a fixed seed",
     )
