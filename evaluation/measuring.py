@@ -237,10 +237,10 @@ def joined(parts: list[torch.Tensor]) -> torch.Tensor:
 def _kept(file: Path) -> tuple[torch.Tensor, np.ndarray]:
     """The logits and times that `_keep` left."""
     try:
-        with np.load(file) as stored:
+        with file.open("rb") as content, np.load(content) as stored:
             return torch.from_numpy(stored["logits"]), stored["times"]
     except DAMAGED as error:
-        raise ValueError(f"{file} is damaged ({error}); remove it, and its row is measured again.") from error
+        raise ValueError(f"{file} is damaged; remove it, and its row is measured again.") from error
 
 
 def _keep(file: Path, logits: torch.Tensor, times: np.ndarray) -> None:

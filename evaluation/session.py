@@ -122,6 +122,8 @@ class Session:
         try:
             return load_classifier(model, self.test.names, self.device, classes, place, revision=revision)
         except ValueError as error:
+            if model in str(error):
+                raise
             raise ValueError(f"{model}: {error}") from error
 
     def revision(self, model: str) -> str | None:

@@ -16,7 +16,8 @@ from nula.records.statistics import wilson_interval
 
 CLEAN = "Clean (CIFAR-10 Test)"  # the row of unperturbed images, as the published table calls it
 
-DAMAGED = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)  # what numpy raises for a bad file
+# What numpy raises for a bad file; the last two of one that holds a single array.
+DAMAGED = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError)
 
 
 def row_title(name: str, of_cifar10: bool) -> str:
@@ -198,9 +199,9 @@ def read_record(file: Path) -> dict[str, Any]:
 
 def _arrays(file: Path, *names: str) -> dict[str, np.ndarray]:
     try:
-        with np.load(file) as stored:
+        with file.open("rb") as content, np.load(content) as stored:
             return {name: stored[name] for name in names}
     except FileNotFoundError:
         raise
-    except (*DAMAGED, AttributeError, TypeError) as error:  # the last two of a file that holds one array
-        raise ValueError(f"{file} is damaged: {error}; measure it again.") from error
+    except DAMAGED as error:
+        raise ValueError(f"{file} is damaged: it must hold the arrays {', '.join(names)}; measure it again.") from error

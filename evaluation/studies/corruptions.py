@@ -14,6 +14,8 @@ from nula.perturbations.corruptions import CORRUPTIONS, EXTRA, SEVERITIES, STAND
 from nula.records.statistics import mean_interval
 from nula.records.table import Table
 
+ARRAYS = "arrays_sha256"  # of the provenance of a table of CIFAR-10-C's own arrays
+
 
 def corruption_rows(official: Path | None, labels: torch.Tensor) -> list[Measurement]:
     """Return every corruption at every severity: made here, or read from the CIFAR-10-C arrays in `official`.
@@ -62,7 +64,7 @@ def mean_lines(table: Table) -> list[str]:
     Of CIFAR-10-C it is that over the standard fifteen, where all are there; the extra four are told of apart.
     """
     there = {name.rpartition(" ")[0] for name in table.rows}
-    made_here = there == set(CORRUPTIONS)
+    made_here = ARRAYS not in table.provenance
     groups = {"made here": tuple(CORRUPTIONS)} if made_here else {"standard": STANDARD, "extra": EXTRA}
     lines = []
     for kind, names in groups.items():
@@ -94,7 +96,7 @@ def _run(session: Session) -> None:
     if official is None:
         tables = session.measure(rows, "corruptions")
     else:
-        tables = session.measure(rows, "cifar10c", recorded={"arrays_sha256": array_hashes(official)})
+        tables = session.measure(rows, "cifar10c", recorded={ARRAYS: array_hashes(official)})
     if session.accelerator.is_main_process:
         for model, table in tables.items():
             print("\n".join(["", model, *mean_lines(table)]))
