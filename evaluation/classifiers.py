@@ -2,12 +2,10 @@
 
 import copy
 import hashlib
-import importlib
 import json
-import os
-import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,11 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 
 from nula.configuration_nula import NulaConfig
 from nula.evaluation.classes import ClassMatch, match_classes
+from nula.evaluation.importing import NAMED, imported
 from nula.evaluation.processing import Processing, processing_of
 from nula.image_processing_nula import NulaImageProcessor
-from nula.records.weights import class_names, found, load_model, weights_sha256, without_its_code
+from nula.records.weights import class_names, found, load_model, weights_sha256
 
-FUNCTION = re.compile(r"(?P<module>[\w.]+):(?P<name>[\w.]+)")
 AT_DATA, AT_MODEL = "data", "model"  # size at which images are perturbed
 
 
@@ -125,8 +123,11 @@ class OnnxModel(nn.Module):
         stored = self.session.get_modelmeta().custom_metadata_map.get("labels")
         if stored is None:
             return None
-        names = json.loads(stored)
-        return [names[str(index)] for index in range(len(names))]
+        try:
+            names = json.loads(stored)
+            return [names[str(index)] for index in range(len(names))]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f'its metadata "labels" must be JSON such as {{"0": "cat"}}, is {stored!r}.') from error
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Give the logits of pixels (B, 3, H, W)."""
@@ -149,8 +150,21 @@ class FunctionModel(nn.Module):
         self.function = function  # a submodule where it is a torch module
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Give the logits of pixels."""
-        return self.function(pixels.contiguous())  # in the order of their axes, as its `view` may need them
+        """Give the logits of pixels.
+
+        Raises:
+            ValueError: the function fails, or gives something else.
+        """
+        given = f"pixels {tuple(pixels.shape)}"
+        try:
+            # In the order of their axes, as its `view` may need them.
+            logits: Any = self.function(pixels.contiguous())
+        except Exception as error:  # it may raise anything
+            raise ValueError(f"the function fails on {given}: {type(error).__name__}: {error}") from error
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(pixels):
+            told = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise ValueError(f"the function gives {told} for {given}, must be logits ({len(pixels)}, classes).")
+        return logits
 
 
 def load_classifier(
@@ -159,6 +173,7 @@ def load_classifier(
     device: torch.device,
     classes: Mapping[str, Any] | None = None,
     perturb_at: str = AT_DATA,
+    *,
     revision: str | None = None,
 ) -> PixelClassifier:
     """Load a model, in eval mode, as a function of pixels to logits of the classes `names`.
@@ -171,11 +186,12 @@ def load_classifier(
         device: where the model is to be.
         classes: which of the model's classes they are, where names do not tell, see `evaluation.classes.read_classes`.
         perturb_at: "data" or "model", the size at which images are perturbed.
-        revision: commit or tag of a Hub id.
+        revision: commit, branch or tag of a Hub id.
 
     Raises:
         OSError: there is no such folder, repository or file, or it holds no model.
-        ValueError: classes that do not match, or a processor that does something unknown here.
+        ValueError: classes that do not match, a processor that does something unknown here, weights that are damaged
+            or not all there, or a model that needs code of its own, which is never run.
     """
     loaded = _load(model, revision)
     labels = loaded.labels
@@ -204,6 +220,11 @@ def of_function(function: Callable[[torch.Tensor], torch.Tensor], classes: int) 
     return PixelClassifier(
         Loaded(FunctionModel(function), Processing(), labels, "function"), match_classes(labels, labels)
     )
+
+
+def is_hub_id(model: str) -> bool:
+    """Tell whether a model is given by its id on the Hub, and by no folder, file or function."""
+    return not (_is_onnx(model) or _is_function(model) or Path(model).exists())
 
 
 def model_sha256(model: str, revision: str | None = None) -> str | None:
@@ -235,8 +256,6 @@ def _device_of(module: nn.Module) -> torch.device:
 
 
 def _load(model: str, revision: str | None) -> Loaded:
-    if revision is not None and (_is_onnx(model) or _is_function(model) or Path(model).exists()):
-        raise ValueError(f"--revision is of a Hub id, and {model} is none.")
     if _is_onnx(model):
         if not Path(model).is_file():
             raise FileNotFoundError(f"there is no file {model}.")
@@ -247,33 +266,32 @@ def _load(model: str, revision: str | None) -> Loaded:
     # AutoConfig would ask for trust_remote_code before it told that a folder holds a NULA.
     with found(model):
         model_type = PreTrainedConfig.get_config_dict(model, revision=revision)[0].get("model_type")
-    if model_type == NulaConfig.model_type:
-        net = load_model(model, revision=revision)
-        processor = NulaImageProcessor.from_pretrained(model, revision=revision or "main")
-    else:
-        net = load_model(model, AutoModelForImageClassification, revision)
-        with without_its_code(model):
-            processor = AutoImageProcessor.from_pretrained(model, revision=revision or "main", trust_remote_code=False)
+    with _explained(model):
+        if model_type == NulaConfig.model_type:
+            net = load_model(model, revision=revision)
+            processor = NulaImageProcessor.from_pretrained(model, revision=revision or "main")
+        else:
+            net = load_model(model, AutoModelForImageClassification, revision)
+            processor = AutoImageProcessor.from_pretrained(model, revision=revision, trust_remote_code=False)
     return Loaded(net, processing_of(processor), class_names(net), type(net).__name__)
 
 
-def imported(name: str) -> Any:
-    """Return what package.module:NAME means, of a module that is installed or lies in the working directory.
-
-    Raises:
-        ValueError: there is none.
-    """
-    module_name, _, path = name.partition(":")
-    sys.path.insert(0, os.getcwd())  # a module beside, as `python -m` finds it
+@contextmanager
+def _explained(model: str) -> Iterator[None]:
+    """Say of a model that cannot be loaded what would help."""
     try:
-        value: Any = importlib.import_module(module_name)
-        for part in path.split("."):
-            value = getattr(value, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{name} cannot be imported: {error}; give package.module:NAME.") from error
-    finally:
-        sys.path.remove(os.getcwd())
-    return value
+        yield
+    except ImportError as error:  # such as timm's
+        raise ValueError(f"{model} needs a package that is not installed: {error}") from error
+    except (EOFError, pickle.UnpicklingError) as error:  # of pytorch_model.bin
+        raise ValueError(f"the weights of {model} cannot be loaded: they are damaged ({error}).") from error
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{model} needs Python code of its own repository, which is never run here. Read that code, load the model "
+            "in a function of yours from pixels in [0, 1] to logits, and give --model package.module:function."
+        ) from error
 
 
 def _load_function(model: str) -> Loaded:
@@ -289,4 +307,4 @@ def _is_onnx(model: str) -> bool:
 
 
 def _is_function(model: str) -> bool:
-    return FUNCTION.fullmatch(model) is not None and not Path(model).exists()
+    return NAMED.fullmatch(model) is not None and not Path(model).exists()

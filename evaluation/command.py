@@ -134,9 +134,9 @@ def _add_common(command: argparse.ArgumentParser, several: bool) -> None:
     else:
         command.add_argument("--model", required=True, nargs=1, help=model)
     add_data_arguments(command)
-    command.add_argument("--revision", help="commit or tag of a Hub id")
     command.add_argument("--output", type=Path, required=True, help="receives the results")
-    command.add_argument("--overwrite", action="store_true", help="the results of another model or of other rows there")
+    command.add_argument("--overwrite", action="store_true", help="replace results of another model or of other data")
+    command.add_argument("--revision", help="commit, branch or tag of the Hub id that --model is")
     command.add_argument("--perturb_at", choices=(AT_DATA, AT_MODEL), default=AT_DATA, help=WHERE)
     command.add_argument(
         "--classes", type=Path, help="JSON file, class of the data to class of the model, its index, or a list"

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from nula.data import Split, to_pixels
 from nula.evaluation.classifiers import AT_MODEL, PixelClassifier
-from nula.perturbations.suite import ROWS
-from nula.records.table import Table
+from nula.perturbations.suite import ROWS, Perturbation
+from nula.records.table import DAMAGED, Table
 from nula.runtime.speed import Clock
 
 BLOCK = 500  # images that share a generator, so that noise is the same for any number of processes and batch size
@@ -43,9 +43,29 @@ class Measurement:
     images: np.ndarray | torch.Tensor | None = None
 
 
-def table_rows(seed: int) -> list[Measurement]:
-    """Return the twenty rows of the published table."""
-    return [Measurement(name=row.name, apply=row.apply, seed=seed) for row in ROWS]
+def table_rows(seed: int, rows: Sequence[Perturbation] = ROWS) -> list[Measurement]:
+    """Return the twenty rows of the published table, or others."""
+    return [Measurement(name=row.name, apply=row.apply, seed=seed) for row in rows]
+
+
+def perturbed(measurement: Measurement, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Put pixels (B, 3, H, W) under the perturbation of a row.
+
+    Raises:
+        ValueError: it fails, or gives something else than as many pixels in [0, 1].
+    """
+    where = f"the row {measurement.name!r}"
+    try:
+        result: Any = measurement.apply(pixels, generator)
+    except Exception as error:  # it may raise anything
+        given = tuple(pixels.shape)
+        raise ValueError(f"{where} fails on pixels {given}: {type(error).__name__}: {error}") from error
+    if not isinstance(result, torch.Tensor) or result.shape != pixels.shape or result.dtype != pixels.dtype:
+        told = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, torch.Tensor) else type(result).__name__
+        raise ValueError(f"{where} gives {told}, must be {pixels.dtype} {tuple(pixels.shape)}, as it got.")
+    if not bool(((result >= 0) & (result <= 1)).all()):
+        raise ValueError(f"{where} gives pixels outside of [0, 1]; clamp them.")
+    return result
 
 
 @torch.inference_mode()
@@ -71,9 +91,9 @@ def predict(
         generator = torch.Generator().manual_seed(measurement.seed * 1_000_003 + int(block))
         parts = _parts(images[start : start + BLOCK], device)
         if classifier.perturb_at == AT_MODEL:
-            parts = [measurement.apply(joined([classifier.resized(part) for part in parts]), generator)]
+            parts = [perturbed(measurement, joined([classifier.resized(part) for part in parts]), generator)]
         else:
-            parts = [measurement.apply(part, generator) for part in parts]
+            parts = [perturbed(measurement, part, generator) for part in parts]
         begin = clock.read()
         logits = torch.cat([_logits(classifier, batch) for batch in _batches(parts, batch_size)])
         seconds += clock.read() - begin
@@ -121,9 +141,9 @@ def evaluate(
         for index, measurement in enumerate(measurements):
             file = None if kept is None else kept / f"{index:03d}.npz"
             if file is not None and file.exists():
-                with np.load(file) as stored:
-                    logits.append(torch.from_numpy(stored["logits"]))
-                    times.append(stored["times"])
+                row, spent = _kept(file)
+                logits.append(row)
+                times.append(spent)
                 progress.update(len(data.labels))
                 continue
             begin = time.perf_counter()
@@ -144,8 +164,15 @@ def evaluate(
 
 
 def class_indices(values: torch.Tensor | np.ndarray, classes: int) -> np.ndarray:
-    """Return class indices in the smallest unsigned type that holds so many classes."""
-    return np.asarray(values).astype(np.min_scalar_type(max(classes - 1, 0)))
+    """Return class indices in the smallest unsigned type that holds so many classes.
+
+    Raises:
+        ValueError: a value is none of 0 to `classes` - 1.
+    """
+    indices = np.asarray(values)
+    if indices.size and not (indices.min() >= 0 and indices.max() < classes):
+        raise ValueError(f"class indices must be 0 to {classes - 1}, got {indices.min()} to {indices.max()}.")
+    return indices.astype(np.min_scalar_type(max(classes - 1, 0)))
 
 
 @torch.inference_mode()
@@ -174,7 +201,7 @@ def partial_folder(
             digest.update(np.ascontiguousarray(measurement.images).data)
         generator = torch.Generator().manual_seed(measurement.seed)
         for part in probe:
-            digest.update(measurement.apply(part.clone(), generator).contiguous().numpy().tobytes())
+            digest.update(perturbed(measurement, part.clone(), generator).contiguous().numpy().tobytes())
     return folder / f"partial-{digest.hexdigest()[:12]}"
 
 
@@ -205,6 +232,15 @@ def joined(parts: list[torch.Tensor]) -> torch.Tensor:
     if len(sizes) > 1:
         raise ValueError("the images are of several sizes, and the model brings them to none; resize the data first.")
     return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _kept(file: Path) -> tuple[torch.Tensor, np.ndarray]:
+    """The logits and times that `_keep` left."""
+    try:
+        with file.open("rb") as content, np.load(content) as stored:
+            return torch.from_numpy(stored["logits"]), stored["times"]
+    except DAMAGED as error:
+        raise ValueError(f"{file} is damaged; remove it, and its row is measured again.") from error
 
 
 def _keep(file: Path, logits: torch.Tensor, times: np.ndarray) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import datetime
-import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -15,16 +14,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from nula.configuration_nula import CIFAR10_LABELS
 from nula.data import STRATIFIED, DataSource, Split, part_of
 from nula.evaluation.classes import read_classes
-from nula.evaluation.classifiers import PixelClassifier, load_classifier, model_sha256
+from nula.evaluation.classifiers import PixelClassifier, is_hub_id, load_classifier, model_sha256
 from nula.evaluation.comparison import comparison_lines
 from nula.evaluation.measuring import Measurement, evaluate, partial_folder
+from nula.evaluation.output import check_place
 from nula.perturbations.suite import DEFINITIONS_VERSION
 from nula.records.provenance import command_again, library_versions, public_argument
 from nula.records.table import Table, row_title
 
+CHOICE_SEED = 0  # of a stratified choice of images, and of their order
 AfterTable = Callable[[PixelClassifier, Table, Path], None]  # what else is left in the folder of a table
 
 
@@ -62,17 +62,43 @@ class Session:
         return self.source.test()
 
     @cached_property
-    def chosen(self) -> tuple[Split, str | None]:
-        """The --images of the test split that are measured, and how they were chosen; None where all are."""
-        count: int | None = getattr(self.arguments, "images", None)
-        if count is None or count >= len(self.test.labels):
-            return self.test, None
-        return part_of(self.test, count)
+    def images(self) -> Split:
+        """The --images of the test split that are measured, or all of them, see `data.part_of`.
+
+        A stratified choice comes in random order: a study that cuts its images into parts has every class in each.
+        """
+        return self._chosen[0]
 
     @property
-    def measured(self) -> Split:
-        """The images of the test split that are measured."""
-        return self.chosen[0]
+    def choice(self) -> dict[str, Any]:
+        """What records tell of how `images` were chosen; nothing where all were asked for."""
+        return self._chosen[1]
+
+    @property
+    def told_images(self) -> str:
+        """How many images are measured, in words; of how many, where they are a part."""
+        count, total = len(self.images.labels), len(self.test.labels)
+        if count == total:
+            return f"{count} images"
+        how = "of each class its share" if self.choice["choice"] == STRATIFIED else "the first"
+        return f"{count} of {total} images, {how}"
+
+    @cached_property
+    def _chosen(self) -> tuple[Split, dict[str, Any]]:
+        count: int | None = getattr(self.arguments, "images", None)
+        return (self.test, {}) if count is None else self.part(self.test, count)
+
+    @staticmethod
+    def part(split: Split, count: int) -> tuple[Split, dict[str, Any]]:
+        """Return `count` images of a split, see `data.part_of`, and what records tell of the choice."""
+        try:
+            part, how = part_of(split, count)
+        except ValueError as error:
+            raise ValueError(f"--images {count}: {error}") from error
+        if how != STRATIFIED:
+            return part, {"choice": how}
+        order = torch.randperm(len(part.labels), generator=torch.Generator().manual_seed(CHOICE_SEED))
+        return part.take(order), {"choice": how, "seed": CHOICE_SEED}
 
     @property
     def models(self) -> list[tuple[str, Path]]:
@@ -92,23 +118,38 @@ class Session:
         """Load a model for the classes of the data, as the options say."""
         file: Path | None = self.arguments.classes
         classes = None if file is None else read_classes(file)
+        place, revision = self.arguments.perturb_at, self.revision(model)
         try:
-            options = {"perturb_at": self.arguments.perturb_at, "revision": self.arguments.revision}
-            return load_classifier(model, self.test.names, self.device, classes, **options)
+            return load_classifier(model, self.test.names, self.device, classes, place, revision=revision)
         except ValueError as error:
+            if model in str(error):
+                raise
             raise ValueError(f"{model}: {error}") from error
+
+    def revision(self, model: str) -> str | None:
+        """Return the --revision of a model; None for another one, such as --start.
+
+        Raises:
+            ValueError: it is given for something that has none, or for several models.
+        """
+        revision: str | None = self.arguments.revision
+        if revision is None or model not in self.arguments.model:
+            return None
+        if len(self.arguments.model) > 1:
+            raise ValueError("--revision is of one Hub id; give one --model.")
+        if not is_hub_id(model):
+            raise ValueError(f"--revision is of a Hub id; --model {model} is none.")
+        return revision
 
     def provenance(self, model: str, classifier: PixelClassifier, data: Split) -> dict[str, Any]:
         """Return what a result must tell of how it came about, settings aside, which the command tells."""
-        how = self.chosen[1]
-        chosen = {"choice": how} if how == STRATIFIED else {}  # records that do not tell are of the first images
-        revision: str | None = self.arguments.revision
+        revision = self.revision(model)
         return {
             "model": public_argument(model),
             **({} if revision is None else {"revision": revision}),
             "weights_sha256": model_sha256(model, revision),
             "classifier": classifier.record(),
-            "dataset": self.source.record(self.source.test_split, data) | {"image_size": data.size} | chosen,
+            "dataset": self.source.record(self.source.test_split, data) | {"image_size": data.size} | self.choice,
             "definitions_version": DEFINITIONS_VERSION,
             "command": command_again("nula evaluate", sys.argv[2:]),
             "device": self.device.type,
@@ -116,19 +157,25 @@ class Session:
             "versions": library_versions(),
         }
 
-    def subjects(self, data: Split) -> list[Subject]:
-        """Return every model with the record of results on `data`; what is wrong with one is told of before any runs.
+    def subjects(self, result: str, recorded: dict[str, Any] | None = None) -> list[Subject]:
+        """Return every model with the record of its results; what is wrong with one is told of before any runs.
+
+        Args:
+            result: the file in the folder of results that will tell their provenance.
+            recorded: what the provenance tells besides.
 
         Raises:
-            OSError, ValueError: a model cannot be loaded, its classes do not match those of the data, or its folder
-                holds the results of another.
+            OSError, ValueError: a model cannot be loaded, its classes do not match those of the data, or the results
+                cannot be left, see `output.check_place`.
         """
-        loaded = [(model, self.classifier(model), output) for model, output in self.models]
-        subjects = [Subject(model, one, self.provenance(model, one, data), output) for model, one, output in loaded]
-        if not self.arguments.overwrite:
-            for subject in subjects:
-                check_output(subject)
-        return subjects
+        found = []
+        for model, output in self.models:
+            classifier = self.classifier(model)
+            described = self.provenance(model, classifier, self.images) | (recorded or {})
+            found.append(Subject(model, classifier, described, output))
+        for subject in found:
+            check_place(subject.output / result, subject.provenance, self.arguments.overwrite)
+        return found
 
     def measure(
         self,
@@ -137,8 +184,8 @@ class Session:
         *,
         recorded: dict[str, Any] | None = None,
         after: AfterTable | None = None,
-    ) -> None:
-        """Evaluate every model under `rows`, leave its table in the folder `part` of its results, and print it.
+    ) -> dict[str, Table]:
+        """Evaluate every model under `rows`, leave its table in the folder `part` of its results, print and return it.
 
         Processes share the images. Rows that an interrupted call left are not measured again.
 
@@ -148,65 +195,29 @@ class Session:
             recorded: what the provenance tells besides.
             after: leaves what else is to be in the folder; its table has the logits, which are then kept.
         """
-        tables, partial = [], []
-        keep = after is not None
-        subjects = self.subjects(self.measured)
-        if not self.arguments.overwrite:
-            for subject in subjects:
-                _check_rows(subject.output / part, rows)
-        for subject in subjects:
-            model, classifier, folder = subject.model, subject.classifier, subject.output / part
-            described = subject.provenance | (recorded or {})
-            kept = {"folder": folder, "keep_rows": True, "keep_logits": keep, "batch_size": self.arguments.batch_size}
-            table = evaluate(classifier, self.measured, rows, self.accelerator, described, **kept)
-            tables.append(table)
+        tables, partial = {}, []
+        kept = {"keep_rows": True, "keep_logits": after is not None, "batch_size": self.arguments.batch_size}
+        for subject in self.subjects(str(Path(part) / "provenance.json"), recorded):
+            classifier, folder = subject.classifier, subject.output / part
+            try:
+                measured = (classifier, self.images, rows, self.accelerator, subject.provenance)
+                table = evaluate(*measured, folder=folder, **kept)
+            except (ValueError, RuntimeError) as error:  # of torch, where a model cannot take what it is given
+                raise ValueError(f"{subject.model}: {error}") from error
+            tables[subject.model] = table
             if self.accelerator.is_main_process:
                 if after is not None:
-                    folder.mkdir(parents=True, exist_ok=True)
                     after(classifier, table, folder)
                 table.save(folder)  # last, as its provenance tells that all is there
-                partial.append(partial_folder(folder, classifier, self.measured, rows, described))
-                print(f"\n{model}: {len(table.labels)} images; raw results in {folder}")
+                partial.append(partial_folder(folder, classifier, self.images, rows, subject.provenance))
+                print(f"\n{subject.model}: {self.told_images}; raw results in {folder}")
                 print_accuracies(table)
         if self.accelerator.is_main_process:
             for folder in partial:  # now that no model is left for which the same command would come by these again
                 shutil.rmtree(folder)
-            for (a, first), (b, second) in combinations(zip(self.arguments.model, tables), 2):
+            for (a, first), (b, second) in combinations(tables.items(), 2):
                 print("\n".join(["", f"{b} against {a}", *comparison_lines(first, second)]))
-
-
-def check_output(subject: Subject) -> None:
-    """Raise ValueError where the folder of a model's results holds those of another model, or of other classes."""
-    for file in sorted([*subject.output.glob("*.json"), *subject.output.glob("*/*.json")]):
-        try:
-            told = json.loads(file.read_text())
-        except (ValueError, OSError):
-            continue
-        told = told if file.name == "provenance.json" else told.get("provenance") if isinstance(told, dict) else None
-        if isinstance(told, dict) and "weights_sha256" in told and _identity(told) != _identity(subject.provenance):
-            where = f"{told.get('model')} on {told['dataset'].get('name')} ({file.name})"
-            raise ValueError(
-                f"{subject.output} holds results of {where}, and these would be of {subject.model}; give another "
-                "--output, or --overwrite to replace them."
-            )
-
-
-def _identity(provenance: dict[str, Any]) -> tuple[Any, ...]:
-    """What results in one folder have in common: the weights, or the name of a function, and the classes."""
-    weights = provenance["weights_sha256"]
-    classes = provenance["dataset"].get("classes", CIFAR10_LABELS)
-    return provenance["model"] if weights is None else weights, tuple(classes)
-
-
-def _check_rows(folder: Path, rows: Sequence[Measurement]) -> None:
-    """Raise ValueError where a folder holds a table of other rows."""
-    if (folder / "predictions.npz").is_file():
-        stored = Table.load(folder)
-        if (stored.rows, stored.seeds) != (tuple(row.name for row in rows), tuple(row.seed for row in rows)):
-            raise ValueError(
-                f"{folder} holds a table of {len(stored.rows)} other rows or seeds; give another --output, or "
-                "--overwrite to replace it."
-            )
+        return tables
 
 
 def print_accuracies(table: Table) -> None:
@@ -215,10 +226,3 @@ def print_accuracies(table: Table) -> None:
         low, high = row.interval()
         told = f"{row.accuracy:6.2f} %   95 % in {low:.2f} to {high:.2f}"
         print(f"{row_title(row.name, table.of_cifar10):<34} seed {row.seed:<3} {told}")
-
-
-def save_json(result: dict[str, Any], provenance: dict[str, Any], file: Path) -> None:
-    """Write a study's result behind its provenance, and say where."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"provenance": provenance, **result}, indent=1) + "\n")
-    print(f"raw results in {file}")

@@ -151,7 +151,7 @@ def metadata(release: Release, name: str, base: str) -> ModelCardData:
                 task_type="image-classification",
                 dataset_type=hub_dataset(measured_on) or measured_on["name"],
                 dataset_name=dataset_title(measured_on),
-                dataset_split=measured_on["split"],
+                dataset_split=measured_on["split"] + ("" if "choice" not in measured_on else ", in part"),
                 metric_type="accuracy",
                 metric_name=row_title(row, table.of_cifar10),
                 metric_value=round(accuracy, 2),

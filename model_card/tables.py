@@ -209,8 +209,7 @@ def corruptions_table(releases: Releases) -> str | None:
         return None
 
     def shares(table: Table, names: Sequence[str]) -> np.ndarray:  # (N,): right answers to each image, in percent
-        rows = [table.row(f"{name} {severity}") for name in names for severity in SEVERITIES]
-        return 100 * np.mean([row.right for row in rows], axis=0)
+        return table.shares_right(f"{name} {severity}" for name in names for severity in SEVERITIES)
 
     corruptions = {name.replace("_", " "): [name] for name in CORRUPTIONS} | {"mean": list(CORRUPTIONS)}
     rows = {

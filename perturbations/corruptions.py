@@ -20,6 +20,11 @@ from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
 SEVERITIES = (1, 2, 3, 4, 5)
+STANDARD = (  # of CIFAR-10-C, in the paper's order: published means are over these fifteen
+    *("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    *("snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+)
+EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # of CIFAR-10-C, for validation, in no mean
 SMALLEST = 9  # pixels a side, for borders to be reflected by eight
 
 Corruption = Callable[[torch.Tensor, int, torch.Generator], torch.Tensor]

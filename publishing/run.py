@@ -74,7 +74,7 @@ class Evaluation:
 
     def _measure(self, model: str, folder: Path) -> None:
         """Leave the table of `model` in `folder`, measured by one process."""
-        command = ["-m", "nula", "evaluate", "table", "--model", model, "--output", str(folder)]
+        command = ["-m", "nula", "evaluate", "table", "--model", model, "--output", str(folder), "--overwrite"]
         for entry in fields(self.source):
             value = getattr(self.source, entry.name)
             command += [] if value == entry.default else [f"--{entry.name}", value]

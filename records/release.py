@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nula.records.table import Table
+from nula.records.table import Table, read_record
 from nula.records.weights import weights_sha256
 
 FILE = "release.json"
@@ -39,7 +39,7 @@ class Results:
         """Return what `study`.json holds, such as that of "sensitivity"; None if it was not measured."""
         key, file = f"record {study}", self.folder / f"{study}.json"
         if key not in self._read:
-            self._read[key] = json.loads(file.read_text()) if file.is_file() else None
+            self._read[key] = read_record(file) if file.is_file() else None
         found: dict[str, Any] | None = self._read[key]
         return found
 

@@ -1,11 +1,12 @@
 """The class predicted for each image under each perturbation, stored raw, and what is read off it by the row's name."""
 
 import json
-from collections.abc import Iterator, Mapping
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from nula.records.cifar10 import is_cifar10
 from nula.records.statistics import wilson_interval
 
 CLEAN = "Clean (CIFAR-10 Test)"  # the row of unperturbed images, as the published table calls it
+
+# What numpy raises for a bad file; the last two of one that holds a single array.
+DAMAGED = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError)
 
 
 def row_title(name: str, of_cifar10: bool) -> str:
@@ -112,6 +116,11 @@ class Table:
         return origin_of(self.provenance)
 
     @property
+    def definitions(self) -> dict[str, str]:
+        """What the user's own rows do, by their names; empty for rows of this project."""
+        return dict(self.provenance.get("rows", {}).get("definitions", {}))
+
+    @property
     def of_cifar10(self) -> bool:
         """Whether the images are the whole of CIFAR-10's test split, as those of the published figures are."""
         return is_cifar10(self.provenance.get("dataset", {"sha256": None}), "test")
@@ -119,7 +128,16 @@ class Table:
     def is_comparable(self, other: "Table") -> bool:
         """Tell whether `other` has the same rows, seeds and images, by the same definitions."""
         same_rows = (self.rows, self.seeds, self.origin) == (other.rows, other.seeds, other.origin)
+        same_rows = same_rows and self.definitions == other.definitions
         return same_rows and np.array_equal(self.labels, other.labels)
+
+    def shares_right(self, names: Iterable[str]) -> np.ndarray:
+        """Return in percent, (N,), under how many of the rows `names` each image was answered right.
+
+        Raises:
+            ValueError: no row has one of these names, or several have it.
+        """
+        return np.asarray(100 * np.mean([self.row(name).right for name in names], axis=0))
 
     def accuracies(self) -> dict[str, float]:
         """Return the accuracy in percent of each row, by name.
@@ -150,16 +168,40 @@ class Table:
 
         Raises:
             FileNotFoundError: the folder holds no table.
-            ValueError: the table is damaged; the message names the folder.
+            ValueError: a file of it is damaged, or not of a table.
         """
-        try:
-            with np.load(folder / "predictions.npz") as stored:
-                arrays = {name: stored[name] for name in ("predictions", "labels")}
-                rows, seeds = tuple(stored["rows"].tolist()), tuple(stored["seeds"].tolist())
-            if (folder / "logits.npz").exists():
-                with np.load(folder / "logits.npz") as stored:
-                    arrays["logits"] = stored["logits"]
-            provenance = json.loads((folder / "provenance.json").read_text())
-        except (BadZipFile, KeyError, ValueError, EOFError) as error:  # json's errors are ValueErrors
-            raise ValueError(f"the table in {folder} is damaged ({error}); measure it again.") from error
-        return cls(rows=rows, seeds=seeds, provenance=provenance, **arrays)
+        stored = _arrays(folder / "predictions.npz", "rows", "seeds", "predictions", "labels")
+        rows, seeds = tuple(stored.pop("rows").tolist()), tuple(stored.pop("seeds").tolist())
+        predictions, labels = stored["predictions"], stored["labels"]
+        if not (predictions.shape == (len(rows), *labels.shape) and len(seeds) == len(rows) and labels.ndim == 1):
+            told = f"{len(rows)} rows, {len(seeds)} seeds, predictions {predictions.shape}, labels {labels.shape}"
+            raise ValueError(f"{folder / 'predictions.npz'} is no table: {told} do not go together.")
+        if (folder / "logits.npz").exists():
+            stored |= _arrays(folder / "logits.npz", "logits")
+        return cls(rows=rows, seeds=seeds, provenance=read_record(folder / "provenance.json"), **stored)
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """Read a JSON file of results.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}; measure it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is damaged: it must hold an object; measure it again.")
+    return content
+
+
+def _arrays(file: Path, *names: str) -> dict[str, np.ndarray]:
+    try:
+        with file.open("rb") as content, np.load(content) as stored:
+            return {name: stored[name] for name in names}
+    except FileNotFoundError:
+        raise
+    except DAMAGED as error:
+        raise ValueError(f"{file} is damaged: it must hold the arrays {', '.join(names)}; measure it again.") from error

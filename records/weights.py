@@ -34,10 +34,10 @@ def load_model(name: str | Path, kind: Any = NulaForImageClassification, revisio
             only warns, and fills in random numbers.
     """
     try:
-        with found(name), without_its_code(name):
+        with found(name):
             report_all = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # which the report then names
-            options = {"dtype": torch.float32, "revision": revision, "trust_remote_code": False}
-            model, report = kind.from_pretrained(name, **report_all, **options)
+            report_all |= {"trust_remote_code": False}  # None would ask on a terminal
+            model, report = kind.from_pretrained(name, **report_all, dtype=torch.float32, revision=revision)
     except (SafetensorError, RuntimeError) as error:  # a file cut short
         raise ValueError(f"the weights of {name} cannot be loaded: {error}") from error
     spare = sorted(report.get("unexpected_keys", ()))
@@ -59,20 +59,6 @@ def class_names(model: PreTrainedModel) -> list[str]:
     """Return the names of a model's classes, in the order of its logits."""
     names: dict[int, str] = model.config.id2label  # type: ignore[assignment]  # whose keys transformers makes integers
     return [str(names[index]) for index in range(len(names))]
-
-
-@contextmanager
-def without_its_code(name: str | Path) -> Iterator[None]:
-    """Raise ValueError that says what to do where transformers would need code that comes with a model."""
-    try:
-        yield
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise ValueError(
-            f"{name} needs code of its own, which is not run here; load it in a function of yours, and give that as "
-            "package.module:function."
-        ) from error
 
 
 @contextmanager

@@ -1,169 +1,321 @@
-"""Odd models, options and results of `nula evaluate`, for the table of inputs."""
+"""Odd models, rows, images and results that are to be measured or compared, for the table inputs.md."""
 
+import contextlib
+import io
 import json
 import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from nula.data import Split, part_of
+from nula.cli import main
+from nula.configuration_nula import NulaConfig
+from nula.data import Split
 from nula.evaluation.classifiers import load_classifier, of_function
-from nula.evaluation.measuring import Measurement, evaluate
-from nula.evaluation.session import Subject, check_output
-from nula.evaluation.studies.corruptions import corruption_rows, means
-from nula.evaluation.studies.table import own_rows
+from nula.evaluation.importing import imported_rows
+from nula.evaluation.measuring import Measurement, class_indices, evaluate
+from nula.evaluation.output import check_place
+from nula.evaluation.session import Session
+from nula.evaluation.studies.corruptions import corruption_rows, mean_lines
+from nula.image_processing_nula import NulaImageProcessor
+from nula.modeling_nula import NulaForImageClassification
+from nula.perturbations.corruptions import CORRUPTIONS, EXTRA, STANDARD
+from nula.perturbations.suite import ROWS, Perturbation
 from nula.records.table import Table
 
-TITLE = "What evaluation gives for odd models, options and results"
-
-MODULE = """
-import torch
-from nula.perturbations.suite import Perturbation
-FLIP = (Perturbation("Flip", "left to right", lambda x, g: x.flip(3)),)
-TWICE = FLIP * 2
-NONE = ()
-NUMBER = 7
-def wide(pixels):
-    return torch.zeros(len(pixels), 3)
-def flat(pixels):
-    return torch.zeros(len(pixels))
-def few(pixels):
-    return torch.zeros(len(pixels), 3)
-few.labels = ["a", "b"]
-flat.labels = wide.labels = ["a", "b", "c"]
-"""
-NAMES = ("a", "b", "c")
+TITLE = "What evaluation gives"
+Case = Callable[[], str]
+CLASSES = ("cat", "dog")
+CPU = torch.device("cpu")
 
 
-def split(count: int = 6, sort: bool = False) -> Split:
-    labels = torch.arange(count) % 3
-    labels = labels.sort().values if sort else labels
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (count, 8, 8, 3), generator=generator, dtype=torch.uint8)
-    return Split.of(images, labels, NAMES)
+def small_split(classes: int = 2, count: int = 6) -> Split:
+    images = torch.full((count, 32, 32, 3), 128, dtype=torch.uint8)
+    return Split.of(images, torch.arange(count) % classes, tuple(f"class {index}" for index in range(classes)))
 
 
-def loaded(model: object, names: tuple[str, ...] = NAMES, **options: Any) -> str:
-    classifier = load_classifier(str(model), names, torch.device("cpu"), **options)
-    return f"{classifier.kind}, {tuple(classifier(torch.zeros(2, 3, 8, 8)).shape)} logits"
+def answered(function: Callable[[torch.Tensor], Any], apply: Any = lambda x, g: x, classes: int = 2) -> str:
+    """Measure a function under one row."""
+    rows = [Measurement(name="mine", apply=apply)]
+    table = evaluate(of_function(function, classes), small_split(classes), rows, Accelerator(cpu=True), {})
+    return f"answers {table.predictions[0].tolist()} of {table.predictions.dtype}"
 
 
-def measured(rows: list[Measurement], batch_size: int = 500, value: float = 0.0) -> str:
-    answers = of_function(lambda pixels: torch.full((len(pixels), 3), value), 3)
-    table = evaluate(answers, split(), rows, Accelerator(cpu=True), {}, batch_size=batch_size)
-    return f"{len(table.rows)} rows of {len(table.labels)} images"
+def brightness(pixels: torch.Tensor, classes: int = 2) -> torch.Tensor:
+    return pixels.mean(dim=(1, 2, 3)).unsqueeze(1) * torch.arange(classes)
 
 
-def beside(folder: Path, stored: dict[str, Any], now: dict[str, Any]) -> str:
-    """What is said of results in a folder, of these provenances."""
-    folder.mkdir()
-    data = {"dataset": {"name": "pets", "classes": list(NAMES)}, "model": "theirs", "weights_sha256": "1"}
-    (folder / "provenance.json").write_text(json.dumps(data | stored))
-    check_output(Subject("ours", of_function(torch.zeros_like, 3), data | now, folder))
-    return "replaced"
+@contextlib.contextmanager
+def module(**contents: Any) -> Any:
+    """A module called `mine`."""
+    with pytest.MonkeyPatch.context() as patch:
+        made = ModuleType("mine")
+        vars(made).update(contents)
+        patch.setitem(sys.modules, "mine", made)
+        yield
 
 
-def table_of(rows: tuple[str, ...]) -> Table:
-    labels = np.zeros(4, np.uint8)
-    predictions = np.array([[0] * (1 + index % 4) + [1] * (3 - index % 4) for index in range(len(rows))], np.uint8)
-    return Table(rows=rows, seeds=(0,) * len(rows), predictions=predictions, labels=labels, provenance={})
+def of_models(folder: Path) -> dict[str, Case]:
+    """Models in `folder`, and Python functions."""
+    torch.manual_seed(0)
+    config = NulaConfig(stem_channels=4, hidden_sizes=(8, 12), depths=(1, 0), id2label=dict(enumerate(CLASSES)))
+    for name in ("whole", "spare", "missing", "cut", "no weights", "own code"):
+        NulaForImageClassification(config).save_pretrained(folder / name)
+        NulaImageProcessor().save_pretrained(folder / name)
+    weights = load_file(folder / "whole" / "model.safetensors")
+    save_file(weights | {"more": torch.zeros(1)}, folder / "spare" / "model.safetensors", {"format": "pt"})
+    less = {name: tensor for name, tensor in weights.items() if name != "classifier.bias"}
+    save_file(less, folder / "missing" / "model.safetensors", {"format": "pt"})
+    whole = (folder / "whole" / "model.safetensors").read_bytes()
+    (folder / "cut" / "model.safetensors").write_bytes(whole[:1000])
+    (folder / "no weights" / "model.safetensors").unlink()
+    own = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForImageClassification": "mine.M"}}
+    (folder / "own code" / "config.json").write_text(json.dumps(own))
+    (folder / "own code" / "mine.py").write_text("raise SystemExit('this code has run')")
+    (folder / "none.onnx").write_bytes(b"no model")
 
-
-def chosen(data: Split, count: int) -> str:
-    part, how = part_of(data, count)
-    return f"{how}: {' + '.join(map(str, part.labels.bincount(minlength=3).tolist()))}"
-
-
-def stored_table(folder: Path, content: bytes) -> str:
-    folder.mkdir()
-    (folder / "predictions.npz").write_bytes(content)
-    return f"{len(Table.load(folder).rows)} rows"
-
-
-def models(folder: Path) -> None:
-    config = ViTConfig(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=8, patch_size=4,
-        id2label=dict(enumerate(NAMES)), label2id={name: index for index, name in enumerate(NAMES)},
-    )  # fmt: skip
-    net = ViTForImageClassification(config)
-    for name in ("vit", "spare", "cut", "own_code"):
-        net.save_pretrained(folder / name)
-        ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder / name)
-    weights = load_file(folder / "vit" / "model.safetensors")
-    save_file(weights | {"spare": torch.zeros(1)}, folder / "spare" / "model.safetensors", {"format": "pt"})
-    weights.pop("vit.embeddings.cls_token")
-    save_file(weights, folder / "cut" / "model.safetensors", {"format": "pt"})
-    told = json.loads((folder / "own_code" / "config.json").read_text())
-    told |= {"model_type": "theirs", "auto_map": {"AutoConfig": "code.C", "AutoModelForImageClassification": "code.M"}}
-    (folder / "own_code" / "config.json").write_text(json.dumps(told))
-    (folder / "own_code" / "code.py").write_text("raise SystemExit('it was run')")
-
-
-def corpus(folder: Path) -> dict[str, Callable[[], str]]:
-    """Name to what is tried; files lie in `folder`."""
-    models(folder)
-    (folder / "odd_rows.py").write_text(MODULE)
-    (folder / "text.onnx").write_text("no model")
-
-    def there(call: Callable[..., str], *arguments: Any, **options: Any) -> str:
-        """Called in the folder, as its modules are found from there."""
-        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as warned:
+    def loaded(name: str, classes: tuple[str, ...] = CLASSES) -> str:
+        with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            patch.chdir(folder)
-            patch.delitem(sys.modules, "odd_rows", raising=False)
-            given = call(*arguments, **options)
-        return "; warning: ".join([given, *(str(warning.message) for warning in warned)])
+            classifier = load_classifier(name, classes, CPU)
+        told = "".join(f"; warning: {warning.message}" for warning in warned)
+        return f"{classifier.kind}, classes matched {classifier.classes.how}{told}"
 
-    def rows(name: str) -> str:
-        return ", ".join(row.name for row in own_rows(name, 0))
+    def of_value(value: Any) -> str:
+        with module(net=value):
+            return loaded("mine:net")
 
-    same = Measurement(name="same", apply=lambda pixels, generator: pixels)
-    cases: dict[str, Callable[[], str]] = {
-        "a ViT": partial(loaded, folder / "vit"),
-        "a ViT with a spare weight": partial(loaded, folder / "spare"),
-        "a ViT that lacks a weight": partial(loaded, folder / "cut"),
-        "a model with code of its own": partial(loaded, folder / "own_code"),
-        "a model of other classes": partial(loaded, folder / "vit", ("a", "b", "z")),
-        "a folder that is not there": partial(loaded, "no/such/folder"),
-        "a revision of a folder": partial(loaded, folder / "vit", revision="v1"),
-        "an .onnx file that is none": partial(loaded, folder / "text.onnx"),
-        "an .onnx file that is not there": partial(loaded, folder / "none.onnx"),
-        "a function": partial(loaded, "odd_rows:wide"),
-        "a function whose answers have one axis": partial(loaded, "odd_rows:flat"),
-        "a function of another number of classes": partial(loaded, "odd_rows:few", ("a", "b")),
-        "a function that is not there": partial(loaded, "odd_rows:none"),
-        "a module that is not there": partial(loaded, "no_such_module:function"),
-        "a number in place of a function": partial(loaded, "odd_rows:NUMBER"),
-        "--rows of one's own": partial(rows, "odd_rows:FLIP"),
-        "--rows with a name twice": partial(rows, "odd_rows:TWICE"),
-        "--rows that are none": partial(rows, "odd_rows:NONE"),
-        "--rows of a number": partial(rows, "odd_rows:NUMBER"),
-        "--rows that are not there": partial(rows, "odd_rows:ROWS"),
-        "--rows without a name": partial(rows, "odd_rows"),
-        "--batch_size 1": partial(measured, [same], 1),
-        "logits that are not finite": partial(measured, [same], value=float("nan")),
-        "--images 6 of shuffled images": partial(chosen, split(60), 6),
-        "--images 6 of images sorted by class": partial(chosen, split(60, sort=True), 6),
-        "--images 2 of three classes": partial(chosen, split(60, sort=True), 2),
-        "--images above what there is": partial(chosen, split(6), 100),
-        "--output with results of the same weights": partial(beside, folder / "1", {}, {"model": "renamed"}),
-        "--output with results of other weights": partial(beside, folder / "2", {"weights_sha256": "2"}, {}),
-        "--output with results on other classes": partial(beside, folder / "3", {"dataset": {"classes": ["x"]}}, {}),
-        "--output with a file that is no result": partial(beside, folder / "4", {"weights_sha256": None}, {}),
-        "results that are cut short": partial(stored_table, folder / "5", b"PK\x03\x04"),
-        "results that are text": partial(stored_table, folder / "6", b"text"),
-        "CIFAR-10-C: two of its kinds, and an extra one": lambda: str(
-            means(table_of(("fog 1", "snow 1", "spatter 1")))
-        ),
-        "CIFAR-10-C, a folder without arrays": lambda: str(corruption_rows(folder / "vit", torch.zeros(1))),
+    def failing(pixels: torch.Tensor) -> torch.Tensor:
+        raise KeyError("layer")
+
+    return {
+        "model that is whole": partial(loaded, str(folder / "whole")),
+        "model whose weights hold more": partial(loaded, str(folder / "spare")),
+        "model whose weights lack a tensor": partial(loaded, str(folder / "missing")),
+        "model whose weights are cut short": partial(loaded, str(folder / "cut")),
+        "model without weights": partial(loaded, str(folder / "no weights")),
+        "model that needs code of its own": partial(loaded, str(folder / "own code")),
+        "model of other classes": partial(loaded, str(folder / "whole"), ("cat", "horse")),
+        "ONNX file that is none": partial(loaded, str(folder / "none.onnx")),
+        "ONNX file that is not there": partial(loaded, str(folder / "nothing.onnx")),
+        "function of a module that is not there": partial(loaded, "not_there:net"),
+        "function that is a number": partial(of_value, 3),
+        "function that is a name of nothing": partial(loaded, "json:nothing"),
+        "function without names of its classes": partial(of_value, brightness),
+        "function that raises": partial(answered, failing),
+        "function that gives a list": partial(answered, lambda pixels: [[0.0, 1.0]] * len(pixels)),
+        "function that gives one number an image": partial(answered, lambda pixels: pixels.mean(dim=(1, 2, 3))),
+        "function that gives the logits of one image": partial(answered, lambda pixels: brightness(pixels)[:1]),
+        "function that gives too many classes": partial(answered, partial(brightness, classes=3)),
+        "function that gives NaN": partial(answered, lambda pixels: brightness(pixels) * torch.nan),
+        "function of 300 classes": partial(answered, partial(brightness, classes=300), classes=300),
     }
-    return {name: partial(there, case) for name, case in cases.items()}
+
+
+def of_rows() -> dict[str, Case]:
+    """Rows of one's own."""
+
+    def taken(value: Any, name: str = "mine:MINE") -> str:
+        with module(MINE=value):
+            return f"rows {', '.join(row.name for row in imported_rows(name))}"
+
+    mine = Perturbation("mine", "nothing", lambda x, g: x)
+    return {
+        "--rows of one's own": partial(taken, (mine,)),
+        "--rows that are some of the project's": partial(taken, ROWS[:2]),
+        "--rows that are none": partial(taken, ()),
+        "--rows that are a number": partial(taken, 7),
+        "--rows with a function in them": partial(taken, (mine, brightness)),
+        "--rows with a name twice": partial(taken, (mine, mine)),
+        "--rows with another row by a published name": partial(taken, (Perturbation(ROWS[1].name, "x", mine.apply),)),
+        "--rows without a definition": partial(taken, (Perturbation("mine", None, mine.apply),)),
+        "--rows that is a file": partial(taken, (mine,), "mine.py"),
+        "--rows of a name that is not there": partial(taken, (mine,), "mine:OURS"),
+        "row of one argument": partial(answered, brightness, lambda x: x),
+        "row that gives half the images": partial(answered, brightness, lambda x, g: x[:3]),
+        "row that gives another size": partial(answered, brightness, lambda x, g: x[..., ::2]),
+        "row that gives an array": partial(answered, brightness, lambda x, g: x.numpy()),
+        "row that leaves [0, 1]": partial(answered, brightness, lambda x, g: x + 1),
+        "row that gives NaN": partial(answered, brightness, lambda x, g: x * torch.nan),
+    }
+
+
+def of_images() -> dict[str, Case]:
+    """A part of the images."""
+
+    def chosen(labels: list[int], count: int) -> str:
+        images = torch.zeros(len(labels), 1, 1, 3, dtype=torch.uint8)
+        split = Split.of(images, torch.tensor(labels), tuple(map(str, range(max(labels) + 1))))
+        part, record = Session.part(split, count)
+        return f"{record}: of each class {part.labels.bincount().tolist()}"
+
+    by_class = [0] * 60 + [1] * 30 + [2] * 10
+    return {
+        "--images 20 of images sorted by class": partial(chosen, by_class, 20),
+        "--images 20 of mixed images": partial(chosen, [0, 1] * 50, 20),
+        "--images 3 of a class with few": partial(chosen, by_class, 3),
+        "--images of more than there are": partial(chosen, [0, 1] * 5, 100),
+        "a class index beyond the classes": lambda: str(class_indices(np.array([0, 300]), 256)),
+        "256 classes": lambda: str(class_indices(np.array([0, 255]), 256).dtype),
+        "257 classes": lambda: str(class_indices(np.array([0, 256]), 257).dtype),
+    }
+
+
+def of_results(folder: Path) -> dict[str, Case]:
+    """Results that are there, damaged, of something else, or cannot be left."""
+    known = {"model": "a", "weights_sha256": "0" * 64, "dataset": {"name": "data", "images": 6, "sha256": "1" * 64}}
+    labels = np.array([0, 1, 1], np.uint8)
+
+    def table(name: str, **provenance: Any) -> Path:
+        record = known | provenance
+        Table(rows=("mine",), seeds=(0,), predictions=labels[None], labels=labels, provenance=record).save(
+            folder / name
+        )
+        return folder / name
+
+    def left(name: str, overwrite: bool = False, **changes: Any) -> str:
+        check_place(table(name) / "provenance.json", known | changes, overwrite)
+        return "it is replaced"
+
+    def damaged(name: str, file: str, content: bytes) -> str:
+        (table(name) / file).write_bytes(content)
+        return f"{len(Table.load(folder / name).labels)} images"
+
+    def unknown() -> str:
+        (table("unknown") / "provenance.json").unlink()
+        check_place(folder / "unknown" / "provenance.json", known, False)
+        return "it is replaced"
+
+    def no_folder() -> str:
+        (folder / "file").write_bytes(b"")
+        check_place(folder / "file" / "provenance.json", known, False)
+        return "it is written"
+
+    def compared(name: str, **changes: Any) -> str:
+        first, second = Table.load(table(f"{name} 1")), Table.load(table(f"{name} 2", **changes))
+        return "they are compared" if second.is_comparable(first) else "they are not comparable"
+
+    def own(definition: str) -> dict[str, Any]:
+        return {"rows": {"from": "mine:MINE", "definitions": {"mine": definition}}}
+
+    def damaged_row() -> str:
+        apply = lambda x, g: x  # noqa: E731 (the very same row twice)
+        calls = []
+
+        def classify(pixels: torch.Tensor) -> torch.Tensor:
+            calls.append(1)
+            if len(calls) == 3:  # after the probe and the first row
+                raise KeyboardInterrupt
+            return brightness(pixels)
+
+        rows = [Measurement(name=name, apply=apply) for name in ("first", "second")]
+        measured = (of_function(classify, 2), small_split(), rows, Accelerator(cpu=True), {})
+        with contextlib.suppress(KeyboardInterrupt):
+            evaluate(*measured, folder=folder / "partial")
+        [row] = (folder / "partial").glob("*/000.npz")
+        row.write_bytes(b"PK")
+        try:
+            evaluate(*measured, folder=folder / "partial")
+        except ValueError as error:
+            raise ValueError(str(error).replace(row.parent.name, "partial-…")) from error
+        return "it is measured again"
+
+    return {
+        "results of the same model and images": partial(left, "same"),
+        "results of another model": partial(left, "model", model="b", weights_sha256="2" * 64),
+        "results of another model, --overwrite": partial(left, "over", True, model="b", weights_sha256="2" * 64),
+        "results of other images": partial(left, "images", dataset=known["dataset"] | {"sha256": "3" * 64}),
+        "results of other rows": partial(left, "rows", **own("nothing")),
+        "results that say of nothing": unknown,
+        "--output that is a file": no_folder,
+        "predictions.npz that is empty": partial(damaged, "empty", "predictions.npz", b""),
+        "predictions.npz that is cut short": partial(damaged, "short", "predictions.npz", b"PK\x03\x04"),
+        "predictions.npz of text": partial(damaged, "text", "predictions.npz", b"no arrays"),
+        "provenance.json that is cut short": partial(damaged, "record", "provenance.json", b'{"model": '),
+        "provenance.json that is a list": partial(damaged, "list", "provenance.json", b"[]"),
+        "a row that an interrupted table left, damaged": damaged_row,
+        "tables of the same rows": partial(compared, "alike"),
+        "tables of rows that are defined otherwise": partial(compared, "defined", **own("something else")),
+    }
+
+
+def of_cifar10c(folder: Path) -> dict[str, Case]:
+    """CIFAR-10-C's own arrays."""
+    labels = torch.tensor([0, 1])
+
+    def measured(names: tuple[str, ...], **provenance: Any) -> str:
+        rows = tuple(f"{name} {severity}" for name in names for severity in range(1, 6))
+        right = np.array([[0, 1] if name.split()[0] in STANDARD else [1, 0] for name in rows], np.uint8)
+        seeds, truth = (0,) * len(rows), labels.numpy().astype(np.uint8)
+        table = Table(rows=rows, seeds=seeds, predictions=right, labels=truth, provenance=provenance)
+        return "; ".join(mean_lines(table))
+
+    official = partial(measured, arrays_sha256={})
+
+    def read(content: bytes) -> str:
+        np.save(folder / "labels.npy", np.tile(labels.numpy(), 5))
+        (folder / "fog.npy").write_bytes(content)
+        return f"{len(corruption_rows(folder, labels))} rows"
+
+    return {
+        "CIFAR-10-C, all nineteen": partial(official, (*STANDARD, *EXTRA)),
+        "CIFAR-10-C without frost": partial(official, tuple(name for name in STANDARD if name != "frost")),
+        "CIFAR-10-C, the extra ones alone": partial(official, EXTRA),
+        "corruptions made here": partial(measured, tuple(CORRUPTIONS)),
+        "CIFAR-10-C whose fog.npy is cut short": partial(read, b"\x93NUMPY\x01\x00"),
+    }
+
+
+def of_commands(folder: Path) -> dict[str, Case]:
+    """Command lines."""
+    for place, name in enumerate(CLASSES):
+        (folder / "data" / "test" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32), (90 * place, 80, 70)).save(folder / "data" / "test" / name / "0.png")
+
+    def called(study: str, *options: str, model: str = "mine:net") -> str:
+        words = ["nula", "evaluate", study, "--model", model, "--dataset", str(folder / "data")]
+        words += ["--output", str(folder / "results"), "--cpu", *options]
+        errors = io.StringIO()
+        with module(net=brightness), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", words)
+            patch.setattr("nula.evaluation.command.keep_memory", lambda device: None)
+            patch.setattr(warnings, "formatwarning", warnings.formatwarning)
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+                try:
+                    return f"exit code {main()}"
+                except SystemExit as ended:
+                    last = errors.getvalue().splitlines()[-1].partition(" (choose from")[0]
+                    return f"exit code {ended.code}; {last}"
+
+    return {
+        "--seed 4294967296 of a table": partial(called, "table", "--seed", "4294967296"),
+        "--seed -1 of a table": partial(called, "table", "--seed", "-1"),
+        "--seed x of a table": partial(called, "table", "--seed", "x"),
+        "--images 0": partial(called, "table", "--images", "0"),
+        "--batch_size 0": partial(called, "table", "--batch_size", "0"),
+        "a study that is not there": partial(called, "tables"),
+        "--revision of a function": partial(called, "table", "--revision", "main"),
+        "--model a function that is not there": partial(called, "table", model="mine:nothing"),
+        "--rows that are not there": partial(called, "table", "--rows", "mine:OURS"),
+        "--classes that are not there": partial(called, "table", "--classes", str(folder / "none.json")),
+    }
+
+
+def corpus(folder: Path) -> dict[str, Case]:
+    """Name of each odd input to what tries it; files lie in `folder`."""
+    parts = {"models": of_models, "results": of_results, "cifar10c": of_cifar10c, "commands": of_commands}
+    found = of_rows() | of_images()
+    for name, cases in parts.items():
+        (folder / name).mkdir()
+        found |= cases(folder / name)
+    return found

@@ -1,6 +1,8 @@
 """Any classifier on any data: its classes matched, perturbed at the data's size or at the model's."""
 
+import builtins
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import ROOT, SAMPLE, photograph
+from huggingface_hub import constants
 from onnx import TensorProto, helper
 from PIL import Image
 from torch.nn import functional as F
@@ -35,6 +38,7 @@ from nula.evaluation.processing import Processing, processing_of
 from nula.evaluation.studies.pixels import pixels_of
 from nula.evaluation.studies.sensitivity import sensitivity
 from nula.perturbations.appearance import gaussian_noise
+from nula.perturbations.suite import ROWS, Perturbation
 from nula.publishing.export import write_forms
 from nula.records.table import Table
 
@@ -504,3 +508,169 @@ def test_compare_takes_any_number_of_folders(tables, tmp_path, monkeypatch, caps
     Table(**(vars(tables["b"]) | {"labels": other})).save(tmp_path / "b")
     with pytest.raises(SystemExit, match="only tables of the same rows, seeds and images can be compared"):
         compare(*folders)
+
+
+def test_code_of_a_repository_is_never_run_nor_asked_about(tmp_path, monkeypatch):
+    """On a terminal where somebody answers yes to every question."""
+    own = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForImageClassification": "mine.M"}}
+    (tmp_path / "config.json").write_text(json.dumps(own))
+    (tmp_path / "mine.py").write_text("open('has_run', 'w')\nfrom transformers import PreTrainedConfig as Config, M\n")
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(builtins, "input", lambda *question: asked.append(question) or "y")
+    with pytest.raises(
+        ValueError, match=r"needs Python code of its own repository, which is never run here.*--model pa"
+    ):
+        load_classifier(str(tmp_path), ("a", "b"), CPU)
+    assert not asked
+    assert not (tmp_path / "has_run").exists()
+
+
+def test_a_processor_of_its_own_code_is_not_run_either(vit, tmp_path, monkeypatch):
+    shutil.copytree(vit, tmp_path / "own")
+    settings = {"image_processor_type": "Mine", "auto_map": {"AutoImageProcessor": "mine.Mine"}}
+    (tmp_path / "own" / "preprocessor_config.json").write_text(json.dumps(settings))
+    (tmp_path / "own" / "mine.py").write_text("raise SystemExit('this code has run')\n")
+    asked = []
+    monkeypatch.setattr(builtins, "input", lambda *question: asked.append(question) or "y")
+    with pytest.raises(ValueError, match="needs Python code of its own repository, which is never run here"):
+        load_classifier(str(tmp_path / "own"), ANIMALS, CPU)
+    assert not asked
+
+
+def test_a_revision_of_a_hub_id_is_loaded_and_hashed(vit, cropping):
+    """Two revisions in the Hub's cache: main, and the tag v2."""
+    cached = Path(constants.HF_HUB_CACHE) / "models--owner--two"
+    for commit, ref, source in (("a" * 40, "main", vit), ("b" * 40, "v2", cropping)):
+        shutil.copytree(source, cached / "snapshots" / commit)
+        (cached / "refs").mkdir(exist_ok=True)
+        (cached / "refs" / ref).write_text(commit)
+    kinds = {name: load_classifier("owner/two", ANIMALS, CPU, revision=name).kind for name in (None, "main", "v2")}
+    vit_kind, resnet_kind = "ViTForImageClassification", "ResNetForImageClassification"
+    assert kinds == {None: vit_kind, "main": vit_kind, "v2": resnet_kind}
+    assert model_sha256("owner/two") == model_sha256(vit) != model_sha256("owner/two", "v2") == model_sha256(cropping)
+
+
+def test_the_record_tells_the_revision(animals, vit, tmp_path):
+    cached = Path(constants.HF_HUB_CACHE) / "models--owner--one"
+    shutil.copytree(vit, cached / "snapshots" / ("c" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "v3").write_text("c" * 40)
+    table = evaluated(animals, "owner/one", tmp_path / "results", "--revision", "v3", "--images", "6")
+    assert (table.provenance["revision"], table.provenance["weights_sha256"]) == ("v3", model_sha256(vit))
+    with pytest.raises(SystemExit, match=r"--revision is of a Hub id; --model .* is none"):
+        evaluated(animals, vit, tmp_path / "other", "--revision", "v3")
+    with pytest.raises(SystemExit, match="--revision is of one Hub id; give one --model"):
+        evaluated(animals, "owner/one", tmp_path / "other", "--revision", "v3", "--model", vit)
+
+
+def test_a_part_of_the_images_has_every_class_and_is_said_to_be_a_part(animals, vit, tmp_path, capsys):
+    """Of a folder, which is sorted by class; three images of each."""
+    table = evaluated(animals, vit, tmp_path / "part", "--images", "6")
+    assert np.bincount(table.labels).tolist() == [2, 2, 2]
+    assert table.labels.tolist() != sorted(table.labels)  # so that parts of them have every class too
+    data = table.provenance["dataset"]
+    assert (data["images"], data["choice"], data["seed"]) == (6, "stratified", 0)
+    assert "6 of 9 images, of each class its share; raw results in" in capsys.readouterr().out
+    whole = evaluated(animals, vit, tmp_path / "whole")
+    assert "choice" not in whole.provenance["dataset"]
+    assert not table.is_comparable(whole)
+
+
+def test_first_images_of_cifar10_are_not_called_cifar10s(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT / "tests")
+    (tmp_path / "classes.json").write_text(json.dumps({name: index for index, name in enumerate(CIFAR10_LABELS)}))
+    options = ("--images", "100", "--classes", str(tmp_path / "classes.json"))
+    table = evaluated(str(SAMPLE), "test_classifiers:ten", tmp_path / "part", *options)
+    sample = load_split(str(SAMPLE), "test")
+    assert table.provenance["dataset"]["choice"] == "first"
+    assert table.origin[0] == sample.first(100).fingerprint
+    assert not table.of_cifar10
+
+
+MINE = (
+    Perturbation("Half", "half of each value", lambda x, g: x / 2),
+    Perturbation("Noise", "add N(0, 0.1²)", lambda x, g: gaussian_noise(x, 0.1, g)),
+    ROWS[0],
+)
+
+
+def test_rows_of_ones_own_are_measured_stored_and_compared(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT / "tests")
+    (tmp_path / "classes.json").write_text(json.dumps({name: index for index, name in enumerate(CIFAR10_LABELS)}))
+    options = ("--classes", str(tmp_path / "classes.json"), "--seed", "5")
+    measured = (str(SAMPLE), "test_classifiers:ten", tmp_path / "a", *options)
+    table = evaluated(*measured, "--rows", "test_classifiers:MINE")
+    assert (table.rows, table.seeds) == (("Half", "Noise", "Clean (CIFAR-10 Test)"), (5, 5, 5))
+    halved = ten(to_pixels(load_split(str(SAMPLE), "test").images) / 2)
+    np.testing.assert_allclose(table.logits[0], halved.numpy(), atol=1e-5)
+    assert table.provenance["rows"] == {
+        "from": "test_classifiers:MINE",
+        "definitions": {row.name: row.definition for row in MINE},
+    }
+    assert "Half                               seed 5 " in capsys.readouterr().out
+    assert as_markdown({"a": table, "b": Table.load(tmp_path / "a")}).splitlines()[2].startswith("| Half |")
+    with pytest.raises(
+        SystemExit, match=r"holds results of .*rows test_classifiers:MINE; these are of .* Give another"
+    ):
+        evaluated(*measured)
+
+
+def test_results_of_another_model_or_data_are_not_replaced_before_anything_is_measured(
+    animals, vit, cropping, tmp_path, monkeypatch
+):
+    first = evaluated(animals, vit, tmp_path)
+    again = evaluated(animals, vit, tmp_path)  # the same model
+    assert np.array_equal(first.predictions, again.predictions)
+    before = (tmp_path / "predictions.npz").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("nula.evaluation.measuring.predict", lambda *arguments: pytest.fail("it is measured"))
+        refused = f"{tmp_path} holds results of .*vit.* on 9 images of animals.*; these are of .*cropping.* --overwrite"
+        with pytest.raises(SystemExit, match=refused):
+            evaluated(animals, cropping, tmp_path)
+        with pytest.raises(SystemExit, match=r"on 9 images of .*; these are of .* on 6 images of "):
+            evaluated(animals, vit, tmp_path, "--images", "6")
+    assert (tmp_path / "predictions.npz").read_bytes() == before
+    replaced = evaluated(animals, cropping, tmp_path, "--overwrite")
+    assert replaced.provenance["weights_sha256"] == model_sha256(cropping)
+
+
+@pytest.mark.parametrize(
+    ("study", "file", "options"),
+    [
+        ("sensitivity", "sensitivity.json", ("--images", "4")),
+        ("null-space", "null_space/provenance.json", ("--images", "4")),
+        ("certified", "certified.json", ("--images", "4", "--draws", "5")),
+        ("curvature", "curvature.json", ("--images", "4", "--subsets", "2")),
+        ("noise", "noise/provenance.json", ("--draws", "2")),
+    ],
+)
+def test_no_study_replaces_the_results_of_another_model(study, file, options, animals, cropping, tmp_path, monkeypatch):
+    record = {"model": "another", "weights_sha256": "0" * 64, "dataset": {"name": "data", "images": 3, "sha256": "1"}}
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(json.dumps(record if file.endswith("provenance.json") else {"provenance": record}))
+    command = ["nula", "evaluate", study, "--model", cropping, "--dataset", animals, "--output", str(tmp_path), "--cpu"]
+    monkeypatch.setattr(sys, "argv", [*command, *options])
+    with pytest.raises(SystemExit, match=r"holds results of another \(weights 000000000000\) on 3 images of data"):
+        main()
+
+
+def test_a_place_that_cannot_be_written_to_is_told_of_before_anything_is_measured(animals, vit, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setattr("nula.evaluation.measuring.predict", lambda *arguments: pytest.fail("it is measured"))
+    with pytest.raises(SystemExit, match=r"error: --output .*file/results cannot be written: Not a directory"):
+        evaluated(animals, vit, tmp_path / "file" / "results")
+
+
+def test_many_classes_are_stored_read_and_compared(tmp_path):
+    images, labels = torch.zeros(3, 8, 8, 3, dtype=torch.uint8), torch.tensor([0, 299, 255])
+    data = Split.of(images, labels, tuple(f"class {index}" for index in range(300)))
+    tables = {}
+    for name, answers in (("a", [0, 299, 255]), ("b", [256 + 0, 299 - 256, 255])):  # the same in eight bits
+        logits = torch.eye(300)[answers]
+        classifier = of_function(lambda pixels, logits=logits: logits, 300)
+        evaluate(classifier, data, table_rows(0)[:1], Accelerator(cpu=True), {}).save(tmp_path / name)
+        tables[name] = Table.load(tmp_path / name)
+        assert tables[name].predictions[0].tolist() == answers
+    assert as_csv(tables).splitlines()[1] == "Clean,0,100.00,33.33"
+    assert "2 flips" in as_text(tables)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from nula.evaluation.studies.corruptions import corruption_rows
-from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from nula.evaluation.studies.corruptions import corruption_rows, mean_lines
+from nula.perturbations.corruptions import CORRUPTIONS, EXTRA, SEVERITIES, STANDARD, corrupt
+from nula.records.table import Table
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -108,3 +109,34 @@ def test_official_arrays_are_read_as_they_are(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds none of CIFAR-10-C's arrays"):
         corruption_rows(tmp_path / "nowhere", labels)
     assert len(corruption_rows(None, labels)) == len(CORRUPTIONS) * 5
+
+
+def test_the_mean_of_cifar10c_is_over_the_standard_fifteen():
+    """Right on every image under the fifteen, on none under the four extra ones."""
+    names = [*STANDARD, *EXTRA]
+    assert (len(STANDARD), len(EXTRA), set(CORRUPTIONS) < set(STANDARD)) == (15, 4, True)
+    rows = tuple(f"{name} {severity}" for name in names for severity in SEVERITIES)
+    labels = np.zeros(8, np.uint8)
+    predictions = np.array([[row.split()[0] in EXTRA] * 8 for row in rows], np.uint8)
+    predictions[rows.index("fog 5"), :4] = 1
+    provenance = {"arrays_sha256": {}}
+    table = Table(rows=rows, seeds=(0,) * 95, predictions=predictions, labels=labels, provenance=provenance)
+    standard, extra = mean_lines(table)
+    assert standard.startswith(f"mean over the 15 corruptions of CIFAR-10-C, standard: {100 - 50 / 75:.2f} %")
+    assert extra.startswith("mean over the 4 corruptions of CIFAR-10-C, extra: 0.00 %")
+    few = slice(0, 70)  # no jpeg_compression, and no extra one
+    part = Table(rows=rows[few], seeds=(0,) * 70, predictions=predictions[few], labels=labels, provenance=provenance)
+    assert mean_lines(part) == [
+        "mean over the 15 corruptions of CIFAR-10-C, standard: not measured, as there is no jpeg_compression"
+    ]
+
+
+def test_arrays_come_in_the_papers_order_with_the_extra_ones_last(tmp_path):
+    np.save(tmp_path / "labels.npy", np.zeros(5, np.uint8))
+    for name in ("spatter", "brightness", "frost"):
+        np.save(tmp_path / f"{name}.npy", np.zeros((5, 32, 32, 3), np.uint8))
+    rows = corruption_rows(tmp_path, torch.zeros(1, dtype=torch.long))
+    assert [row.name for row in rows[::5]] == ["frost 1", "brightness 1", "spatter 1"]
+    (tmp_path / "frost.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"frost\.npy is damaged"):
+        corruption_rows(tmp_path, torch.zeros(1, dtype=torch.long))

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from argparse import Namespace
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -31,7 +30,6 @@ from nula.evaluation.classifiers import load_classifier, of_function
 from nula.evaluation.measuring import PROBED, Measurement, evaluate, predict, table_rows
 from nula.evaluation.monte_carlo import correct_draws, gap, noise_rows
 from nula.evaluation.processing import processing_of
-from nula.evaluation.session import Session
 from nula.evaluation.studies import STUDIES, basin, corruptions
 from nula.image_processing_nula import NulaImageProcessor
 from nula.model_card.figures import PICTURES
@@ -183,71 +181,6 @@ def test_two_processes_count_as_one(tmp_path, tiny_folder):
     for table in tables[1:]:
         assert np.array_equal(table.predictions, tables[0].predictions)
         assert np.array_equal(table.logits, tables[0].logits)
-
-
-@pytest.fixture
-def evaluated(monkeypatch):
-    """Run `nula evaluate table` on the sample; SystemExit where it refuses."""
-
-    def call(*arguments: object) -> None:
-        words = ["nula", "evaluate", "table", *map(str, arguments), "--dataset", str(SAMPLE), "--cpu"]
-        monkeypatch.setattr(sys, "argv", words)
-        main()
-
-    return call
-
-
-def test_results_of_another_model_or_of_other_rows_are_kept(tmp_path, tiny_folder, evaluated, monkeypatch):
-    (tmp_path / "few_rows.py").write_text(
-        "from nula.perturbations.suite import Perturbation\n"
-        "ROWS = (Perturbation('As it is', '', lambda x, g: x), Perturbation('Mirrored', '', lambda x, g: x.flip(3)))\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    output, few = tmp_path / "results", ("--rows", "few_rows:ROWS", "--images", 50)
-    evaluated("--model", tiny_folder, "--output", output, *few)
-    first = Table.load(output)
-    assert first.rows == ("As it is", "Mirrored")
-    assert first.predictions.shape == (2, 50)
-    assert not first.of_cifar10
-    other = load_model(tiny_folder)
-    with torch.no_grad():
-        other.classifier.bias.add_(torch.arange(10.0))
-    other.save_pretrained(tmp_path / "other")
-    NulaImageProcessor().save_pretrained(tmp_path / "other")
-    for arguments, message in (
-        (("--model", tmp_path / "other", *few), "holds results of .*tiny on cifar10_sample .* would be of .*other"),
-        (("--model", tiny_folder, "--images", 50), "holds a table of 2 other rows or seeds"),
-    ):
-        with pytest.raises(SystemExit, match=message):
-            evaluated(*arguments, "--output", output)
-        assert np.array_equal(Table.load(output).predictions, first.predictions)
-    evaluated("--model", tiny_folder, "--output", output, *few)  # the same model's are made again
-    evaluated("--model", tmp_path / "other", "--output", output, *few, "--overwrite")
-    assert not np.array_equal(Table.load(output).predictions, first.predictions)
-
-
-def test_images_are_chosen_of_every_class(tmp_path, tiny_folder, test_split, monkeypatch):
-    """Of a folder that is sorted by class the first images are of one."""
-    order = test_split.labels.argsort(stable=True)
-    monkeypatch.setattr(Session, "test", test_split.take(order))
-    arguments = Namespace(images=40, revision=None)
-    session = Session(arguments, Accelerator(cpu=True))
-    shares = 40 * test_split.labels.bincount() / len(test_split.labels)
-    assert ((session.measured.labels.bincount() - shares).abs() < 1).all()
-    assert session.chosen[1] == "stratified"
-    assert Session(Namespace(images=None), Accelerator(cpu=True)).measured is session.test
-    assert Session(Namespace(images=500), Accelerator(cpu=True)).measured is session.test
-
-
-def test_means_of_cifar10c_leave_the_extra_ones_out():
-    """D. Hendrycks and T. Dietterich (2019): fifteen corruptions, and four for choosing a method by."""
-    names = ["fog 1", "fog 2", "snow 1", "snow 2", "spatter 1", "spatter 2"]
-    right = [4, 2, 2, 0, 1, 3]
-    labels = np.zeros(4, np.uint8)
-    predictions = np.array([[0] * count + [1] * (4 - count) for count in right], np.uint8)
-    table = Table(rows=tuple(names), seeds=(0,) * 6, predictions=predictions, labels=labels, provenance={})
-    assert corruptions.means(table) == {"mean of 2 standard": 50.0, "mean of 1 extra": 50.0}
-    assert len(corruptions.EXTRA) == 4
 
 
 def test_every_command_leaves_results_that_the_claims_are_read_from(

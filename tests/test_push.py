@@ -662,4 +662,6 @@ def test_a_table_is_measured_once(copied, monkeypatch):
     (folder / "results" / "golden.npz").unlink()
     assert evaluation.results_of(str(folder), folder / "results", other).folder == other
     options = ["--dataset", "mine", "--label_column", "kind", "--cpu"]
-    assert commands == [["-m", "nula", "evaluate", "table", "--model", str(folder), "--output", str(other), *options]]
+    assert commands == [
+        ["-m", "nula", "evaluate", "table", "--model", str(folder), "--output", str(other), "--overwrite", *options]
+    ]

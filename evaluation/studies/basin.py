@@ -11,11 +11,12 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from nula.data import Split, part_of
+from nula.data import Split
 from nula.evaluation.classifiers import PixelClassifier, model_sha256, require_derivatives
 from nula.evaluation.interpolation import interpolate, shape_along, with_new_statistics
 from nula.evaluation.measuring import Operator, class_indices
-from nula.evaluation.session import Session, print_accuracies, save_json
+from nula.evaluation.output import check_place, save_json
+from nula.evaluation.session import Session, print_accuracies
 from nula.evaluation.studies.pixels import answers, perturbed, pixels_of
 from nula.evaluation.studies.study import Study, add_images
 from nula.perturbations.appearance import gaussian_noise
@@ -120,16 +121,19 @@ def _start_of(session: Session, model: str) -> str:
 
 def _run(session: Session) -> None:
     [(model, output)] = session.models
-    data, train = session.measured, session.source.train()
+    data = session.images
     if len(data.labels) <= LINE_BATCH:
         raise ValueError(f"basin needs more than {LINE_BATCH} test images, has {len(data.labels)}.")
-    calibration, _ = part_of(train, len(data.labels))
+    calibration, choice = session.part(session.source.train(), len(data.labels))
     start_name = _start_of(session, model)
     start, end = session.classifier(start_name), session.classifier(model)
     require_derivatives(start, of_parameters=True)
     described = session.provenance(model, end, data) | {"start_weights_sha256": model_sha256(start_name)}
+    for result in ("basin.json", "basin/provenance.json"):
+        check_place(output / result, described, session.arguments.overwrite)
     save_json(shapes(start, end, data, session.device), described, output / "basin.json")
-    described["statistics"] = {"split": "train", "images": len(calibration.labels), "sha256": calibration.fingerprint}
+    measured_on = {"split": "train", "images": len(calibration.labels), "sha256": calibration.fingerprint}
+    described["statistics"] = measured_on | choice
     path = path_table((start, end), data, calibration, session.device, described)
     path.save(output / "basin")
     print_accuracies(path)

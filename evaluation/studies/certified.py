@@ -8,7 +8,8 @@ from tqdm import tqdm
 
 from nula.data import Split
 from nula.evaluation.classifiers import PixelClassifier
-from nula.evaluation.session import Session, save_json
+from nula.evaluation.output import save_json
+from nula.evaluation.session import Session
 from nula.evaluation.studies.pixels import pixels_of
 from nula.evaluation.studies.study import Study, add_images
 from nula.runtime.arguments import at_least
@@ -46,8 +47,8 @@ def certified(
 
 
 def _run(session: Session) -> None:
-    data = session.measured
-    for subject in session.subjects(data):
+    data = session.images
+    for subject in session.subjects("certified.json"):
         result = certified(subject.classifier, data, session.device, session.arguments.draws)
         save_json(result, subject.provenance, subject.output / "certified.json")
 

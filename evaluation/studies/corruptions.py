@@ -10,10 +10,11 @@ import torch
 from nula.evaluation.measuring import Measurement
 from nula.evaluation.session import Session
 from nula.evaluation.studies.study import Study
-from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from nula.perturbations.corruptions import CORRUPTIONS, EXTRA, SEVERITIES, STANDARD, corrupt
+from nula.records.statistics import mean_interval
 from nula.records.table import Table
 
-EXTRA = {"speckle_noise", "gaussian_blur", "spatter", "saturate"}  # of CIFAR-10-C, beside its fifteen corruptions
+ARRAYS = "arrays_sha256"  # of the provenance of a table of CIFAR-10-C's own arrays
 
 
 def corruption_rows(official: Path | None, labels: torch.Tensor) -> list[Measurement]:
@@ -26,14 +27,14 @@ def corruption_rows(official: Path | None, labels: torch.Tensor) -> list[Measure
     count = len(labels)
     if official is None:
         return [_made_here(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
-    files = sorted(file for file in official.glob("*.npy") if file.stem != "labels")
+    files = [file for name in (*STANDARD, *EXTRA) if (file := official / f"{name}.npy").is_file()]
     if not files:
         raise FileNotFoundError(f"{official} holds none of CIFAR-10-C's arrays, such as fog.npy.")
-    if not np.array_equal(np.load(official / "labels.npy"), np.tile(labels.numpy(), len(SEVERITIES))):
+    if not np.array_equal(_array(official / "labels.npy"), np.tile(labels.numpy(), len(SEVERITIES))):
         raise ValueError(f"{official / 'labels.npy'} does not hold the labels of the data set five times over.")
     rows = []
     for file in files:
-        stacked = np.load(file, mmap_mode="r")
+        stacked = _array(file)
         if stacked.shape != (len(SEVERITIES) * count, 32, 32, 3) or stacked.dtype != np.uint8:
             raise ValueError(
                 f"{file} holds {stacked.dtype} {stacked.shape}, must be uint8 {(len(SEVERITIES) * count, 32, 32, 3)}."
@@ -49,21 +50,32 @@ def corruption_rows(official: Path | None, labels: torch.Tensor) -> list[Measure
     return rows
 
 
-def means(table: Table) -> dict[str, float]:
-    """Return the mean accuracy in percent over CIFAR-10-C's fifteen corruptions, and over its four extra ones.
+def _array(file: Path) -> np.ndarray:
+    try:
+        stored: np.ndarray = np.load(file, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{file} is damaged: {error}; download it again.") from error
+    return stored
 
-    As D. Hendrycks and T. Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations"
-    (ICLR 2019), have it: the extra ones are for choosing a method by, and no part of the mean. Of each the kinds that
-    the table has, at every severity; a group without any is left out.
+
+def mean_lines(table: Table) -> list[str]:
+    """Say the mean accuracy over the corruptions of a table and their severities, with Student's 95 % interval.
+
+    Of CIFAR-10-C it is that over the standard fifteen, where all are there; the extra four are told of apart.
     """
-    found: dict[str, list[float]] = {}
-    kinds = set()
-    for row in table:
-        kind = row.name.rpartition(" ")[0]
-        kinds.add(kind)
-        found.setdefault("extra" if kind in EXTRA else "standard", []).append(row.accuracy)
-    counts = {"standard": len(kinds - EXTRA), "extra": len(kinds & EXTRA)}
-    return {f"mean of {counts[group]} {group}": float(np.mean(values)) for group, values in found.items()}
+    there = {name.rpartition(" ")[0] for name in table.rows}
+    made_here = ARRAYS not in table.provenance
+    groups = {"made here": tuple(CORRUPTIONS)} if made_here else {"standard": STANDARD, "extra": EXTRA}
+    lines = []
+    for kind, names in groups.items():
+        missing = [name for name in names if name not in there]
+        title = f"mean over the {len(names)} corruptions {'' if made_here else 'of CIFAR-10-C, '}{kind}"
+        if not missing:
+            mean, low, high = mean_interval(table.shares_right(f"{n} {s}" for n in names for s in SEVERITIES))
+            lines.append(f"{title}: {mean:.2f} %   95 % in {low:.2f} to {high:.2f}")
+        elif there & set(names):
+            lines.append(f"{title}: not measured, as there is no {', '.join(missing)}")
+    return lines
 
 
 def array_hashes(official: Path) -> dict[str, str]:
@@ -81,12 +93,13 @@ def _made_here(name: str, severity: int) -> Measurement:
 def _run(session: Session) -> None:
     official: Path | None = session.arguments.cifar10c
     rows = corruption_rows(official, session.test.labels)
-    part = "corruptions" if official is None else "cifar10c"
-    session.measure(rows, part, recorded=None if official is None else {"arrays_sha256": array_hashes(official)})
+    if official is None:
+        tables = session.measure(rows, "corruptions")
+    else:
+        tables = session.measure(rows, "cifar10c", recorded={ARRAYS: array_hashes(official)})
     if session.accelerator.is_main_process:
-        for model, output in session.models:
-            told = ", ".join(f"{title} {mean:.2f} %" for title, mean in means(Table.load(output / part)).items())
-            print(f"\n{model}: {told}")
+        for model, table in tables.items():
+            print("\n".join(["", model, *mean_lines(table)]))
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

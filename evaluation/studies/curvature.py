@@ -11,7 +11,8 @@ from tqdm import tqdm
 from nula.data import Split
 from nula.evaluation.classifiers import PixelClassifier, require_derivatives
 from nula.evaluation.curvature import loss_hessian, power_iteration, spectrum_ends
-from nula.evaluation.session import Session, save_json
+from nula.evaluation.output import save_json
+from nula.evaluation.session import Session
 from nula.evaluation.studies.pixels import noisy, pixels_of
 from nula.evaluation.studies.sensitivity import SIGMAS
 from nula.evaluation.studies.study import Study, add_images
@@ -45,8 +46,8 @@ def curvature(
 
 
 def _run(session: Session) -> None:
-    data, subsets = session.measured, session.arguments.subsets
-    for subject in session.subjects(data):
+    data, subsets = session.images, session.arguments.subsets
+    for subject in session.subjects("curvature.json"):
         require_derivatives(subject.classifier, of_parameters=True)
         result = curvature(subject.classifier, data, session.device, SIGMAS, subsets)
         save_json(result, subject.provenance, subject.output / "curvature.json")

@@ -46,8 +46,8 @@ def null_space_table(
 
 
 def _run(session: Session) -> None:
-    data = session.measured
-    for subject in session.subjects(data):
+    data = session.images
+    for subject in session.subjects("null_space/provenance.json"):
         require_derivatives(subject.classifier)
         table = null_space_table(subject.classifier, data, session.device, subject.provenance)
         table.save(subject.output / "null_space")

@@ -10,7 +10,8 @@ from tqdm import tqdm
 from nula.data import Split
 from nula.evaluation.classifiers import PixelClassifier, require_derivatives
 from nula.evaluation.jacobian import jacobian_norms, require_evaluation_mode
-from nula.evaluation.session import Session, save_json
+from nula.evaluation.output import save_json
+from nula.evaluation.session import Session
 from nula.evaluation.studies.pixels import noisy, pixels_of
 from nula.evaluation.studies.study import Study, add_images
 
@@ -31,8 +32,8 @@ def sensitivity(
 
 
 def _run(session: Session) -> None:
-    data = session.measured
-    for subject in session.subjects(data):
+    data = session.images
+    for subject in session.subjects("sensitivity.json"):
         require_derivatives(subject.classifier)
         result = sensitivity(subject.classifier, data, session.device, SIGMAS)
         save_json(result, subject.provenance, subject.output / "sensitivity.json")

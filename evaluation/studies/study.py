@@ -35,11 +35,11 @@ class Study:
 
 
 def add_images(parser: argparse.ArgumentParser, default: int | None, least: int) -> None:
-    """Add --images, the number of test images that a study takes."""
+    """Add --images, the number of test images that a study takes; all where the default is None."""
     parser.add_argument(
         "--images",
         type=at_least(least),
         default=default,
-        help="of the test split, the first where each class has its share of them, else a stratified choice; all where "
-        "there are fewer, or unless given",
+        help="of the test split, all where there are fewer: the first, where these have each class in proportion; else "
+        "a choice that has, by a fixed seed",
     )

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 
 from nula.data import Split, to_pixels
-from nula.evaluation.classifiers import PixelClassifier, imported
-from nula.evaluation.measuring import Measurement, table_rows
-from nula.evaluation.session import Session, save_json
+from nula.evaluation.classifiers import PixelClassifier
+from nula.evaluation.importing import imported_rows
+from nula.evaluation.measuring import table_rows
+from nula.evaluation.output import save_json
+from nula.evaluation.session import Session
 from nula.evaluation.studies.pixels import pixels_of
 from nula.evaluation.studies.study import Study, add_images
-from nula.perturbations.suite import Perturbation
+from nula.perturbations.suite import ROWS
 from nula.records.statistics import calibration
 from nula.records.table import Table
 from nula.runtime.arguments import at_least
@@ -34,35 +36,23 @@ def save_golden(classifier: PixelClassifier, data: Split, device: torch.device, 
 
 
 def _leave_beside(session: Session, classifier: PixelClassifier, table: Table, folder: Path) -> None:
-    save_golden(classifier, session.measured, session.device, folder / "golden.npz")
+    save_golden(classifier, session.images, session.device, folder / "golden.npz")
     rows = {row.name: asdict(calibration(row.logits, row.labels)) for row in table if row.logits is not None}
     save_json({"rows": rows}, table.provenance, folder / "calibration.json")
 
 
-def own_rows(name: str, seed: int) -> list[Measurement]:
-    """Return the rows that package.module:NAME holds, a tuple of `nula.perturbations.suite.Perturbation`.
-
-    Raises:
-        ValueError: it cannot be imported, or holds something else.
-    """
-    rows = imported(name)
-    if not isinstance(rows, (list, tuple)) or not rows or not all(isinstance(row, Perturbation) for row in rows):
-        raise ValueError(f"--rows {name} must be a tuple of nula.perturbations.suite.Perturbation, got {rows!r:.80}.")
-    names = [row.name for row in rows]
-    if len(set(names)) < len(names):
-        raise ValueError(f"--rows {name}: names must differ, got {', '.join(names)}.")
-    return [Measurement(name=row.name, apply=row.apply, seed=seed) for row in rows]
-
-
 def _run(session: Session) -> None:
-    own, seed = session.arguments.rows, session.arguments.seed
-    session.measure(table_rows(seed) if own is None else own_rows(own, seed), after=partial(_leave_beside, session))
+    name: str | None = session.arguments.rows
+    rows = ROWS if name is None else imported_rows(name)
+    told = {"rows": {"from": name, "definitions": {row.name: row.definition for row in rows}}}
+    recorded = None if name is None else told
+    session.measure(table_rows(session.arguments.seed, rows), recorded=recorded, after=partial(_leave_beside, session))
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=at_least(0, 2**32 - 1), default=0, help="of the Gaussian noise")
-    parser.add_argument("--rows", metavar="MODULE:NAME", help="perturbations of your own, in place of the twenty")
+    parser.add_argument("--seed", type=at_least(0, 2**32 - 1), default=0, help="of the noise")
     add_images(parser, default=None, least=1)
+    parser.add_argument("--rows", help="package.module:NAME, a tuple of Perturbation, in place of the twenty rows")
 
 
 TABLE = Study(
