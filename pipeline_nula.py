@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -154,8 +154,11 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
         if confidence is not None:
             require_fraction("confidence", confidence)
         preprocess, _, postprocess = super()._sanitize_parameters(top_k, function_to_apply)
+        unknown = reading.keys() - {field.name for field in fields(Reading)}
+        if unknown:
+            raise TypeError(f"{min(unknown)!r} is no option of this pipeline; `help(pipeline.__call__)` lists them.")
         preprocess |= _given(reading)
-        Reading(**preprocess)  # which refuses what it does not know, and impossible values
+        Reading(**preprocess)  # which refuses impossible values
         forward = {"noise_draws": noise_draws, "noise_std": noise_std, "confidence": confidence}
         return preprocess | _given({"on_error": on_error}), _given(forward), postprocess
 
