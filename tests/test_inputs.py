@@ -51,7 +51,11 @@ def as_table(section: ModuleType) -> str:
 
 def whole() -> str:
     tables = "\n".join(as_table(section) for section in SECTIONS)
-    return f"# Bad and odd inputs\n\nWritten by `python tests/test_inputs.py`.\n\n{tables}"
+    about = (
+        "What the tests try, with tiny nets and made-up data, and what it gives: an answer in a few words, or the "
+        "error with its message. In the first table an input stands in a list, hence `item 0`."
+    )
+    return f"# Bad and odd inputs\n\n{about} Written by\n`.venv/bin/python tests/test_inputs.py`.\n\n{tables}"
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
