@@ -63,6 +63,14 @@ def test_the_rescaled_release_learns_another_domain_at_usual_rates(train_split, 
     assert accuracy(model, pixels, labels) > untouched + 8
 
 
+def test_the_release_as_it_is_forgets_at_a_usual_rate(train_split, test_split):
+    pixels, labels = negatives(test_split), test_split.labels
+    model = released("v1")
+    untouched = accuracy(model, pixels, labels)
+    fine_tune(model, negatives(train_split), train_split.labels, 1e-3)
+    assert accuracy(model, pixels, labels) < untouched - 8
+
+
 @pytest.mark.parametrize("version", ["v0", "v1"])
 def test_the_released_nets_keep_their_answers(version, test_split):
     model, pixels = released(version), normalize(to_pixels(test_split.images))
