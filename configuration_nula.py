@@ -17,18 +17,19 @@ AUTO_MAP = {
 
 
 class NulaConfig(PretrainedConfig):
-    """The whole architecture in eight fields; the defaults give 5.06 M parameters and 145 M multiply-adds at 32x32.
+    """The whole architecture in nine fields; the defaults give 5.06 M parameters and 145 M multiply-adds at 32x32.
 
     The network is a stem convolution at the input resolution and then one stage for each entry of `hidden_sizes`.
     A stage widens the features by a convolution at its incoming resolution, halves the resolution behind a binomial
-    low-pass, and refines the result with `depths[i]` residual convolutions. The defaults are those of v0 and v1.
+    low-pass, and refines the result with `depths[i]` residual layers. The defaults are those of v0 and v1.
 
     Args:
         num_channels: channels of the input image; 3 for RGB.
         stem_channels: channels of the stem.
         stem_dropout: probability in [0, 1) that training zeroes a value behind the stem.
         hidden_sizes: channels of each stage. Each stage halves height and width, rounding up.
-        depths: residual convolutions of each stage after its downsampling; 0 is allowed. As long as `hidden_sizes`.
+        depths: residual layers of each stage after its downsampling; 0 is allowed. As long as `hidden_sizes`.
+        layer_convolutions: convolutions of a residual layer: 1, or 2 as in the basic block of K. He et al. (2016).
         hidden_act: the non-linearity: "relu", or "gelu" (D. Hendrycks and K. Gimpel, 2016).
         downsampling: "blur" for the low-pass alone, behind the non-linearity; "max_blur" for the maximum of 2x2 at every
             place and then the low-pass, before batch normalisation and non-linearity (R. Zhang's MaxBlurPool, 2019).
@@ -50,6 +51,7 @@ class NulaConfig(PretrainedConfig):
         stem_dropout: float = 0.2,
         hidden_sizes: tuple[int, ...] = (64, 160, 288, 496),
         depths: tuple[int, ...] = (1, 1, 1, 1),
+        layer_convolutions: int = 1,
         hidden_act: str = "relu",
         downsampling: str = "blur",
         contrast_epsilon: float | None = None,
@@ -67,6 +69,7 @@ class NulaConfig(PretrainedConfig):
                 f"depths has {len(self.depths)} entries and hidden_sizes {len(self.hidden_sizes)}; "
                 "each stage needs one of both."
             )
+        self.layer_convolutions = _require_one_of("layer_convolutions", layer_convolutions, (1, 2))
         self.hidden_act = _require_one_of("hidden_act", hidden_act, ACTIVATIONS)
         self.downsampling = _require_one_of("downsampling", downsampling, DOWNSAMPLINGS)
         if contrast_epsilon is not None:
@@ -137,9 +140,9 @@ def require_fraction(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be between 0 and 1, got {value!r}.")
 
 
-def _require_one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+def _require_one_of(name: str, value: Any, allowed: tuple) -> Any:
+    if value not in allowed or isinstance(value, bool):
+        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}.")
     return value
 
 

@@ -129,6 +129,17 @@ class NulaResidualLayer(NulaConvLayer):
         return self.activation(features + self.normalization(self.convolution(features)))
 
 
+class NulaResidualBlock(NulaResidualLayer):
+    """activation(x + BN(conv(activation(BN(conv(x))))))."""
+
+    def __init__(self, channels: int, activation: str):
+        super().__init__(channels, activation)
+        self.inner = NulaConvLayer(channels, channels, activation)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.activation(features + self.normalization(self.convolution(self.inner(features))))
+
+
 class NulaStage(nn.Module):
     """Widen at the incoming resolution, blur and halve, then refine by residual layers.
 
@@ -145,7 +156,8 @@ class NulaStage(nn.Module):
         else:
             self.widening = NulaConvLayer(in_channels, out_channels, activation)
             self.downsampling = NulaBlurPool()
-        self.layers = nn.Sequential(*[NulaResidualLayer(out_channels, activation) for _ in range(depth)])
+        layer = NulaResidualBlock if config.layer_convolutions == 2 else NulaResidualLayer
+        self.layers = nn.Sequential(*[layer(out_channels, activation) for _ in range(depth)])
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.layers(self.downsampling(self.widening(features)))
@@ -175,7 +187,7 @@ class NulaPreTrainedModel(PreTrainedModel):
     base_model_prefix = "nula"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["NulaConvLayer", "NulaMaxBlurLayer", "NulaResidualLayer"]  # noqa: RUF012 (the base class's own form)
+    _no_split_modules = ["NulaConvLayer", "NulaMaxBlurLayer", "NulaResidualLayer", "NulaResidualBlock"]  # noqa: RUF012 (the base class's own form)
 
     @classmethod
     def from_pretrained(

@@ -20,28 +20,41 @@ def resize(pixels: torch.Tensor, scale: float, mode: str) -> torch.Tensor:
     return F.interpolate(small, size=sides, mode=mode).clamp(0, 1)
 
 
-def resize_each(pixels: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
-    """Bilinear resampling of each image to a size of its own and back: image b to (sides[b], sides[b]).
+def resize_each(pixels: torch.Tensor, sides: torch.Tensor, kernels: torch.Tensor | None = None) -> torch.Tensor:
+    """Resampling of each image to a size of its own and back: image b to (sides[b], sides[b]).
 
-    Bilinear resampling is linear and separable, so down and up again is one matrix along each axis, and a whole batch
-    is two batched matrix products whatever its mixture of sizes. Images must be square; `sides` is an integer tensor
-    (B,) in [1, H].
+    Such a resampling is linear and separable, so down and up again is one matrix along each axis, and a whole batch is
+    two batched matrix products whatever its mixture of sizes and kernels. Images must be square; `sides` is an integer
+    tensor (B,) in [1, H], and `kernels` one of places in KERNELS, all "bilinear" unless given.
     """
     height, width = pixels.shape[-2:]
     if height != width:
         raise ValueError(f"resize_each needs square images, got {height}x{width}.")
-    matrices = _bilinear_round_trips(height, pixels.device)[sides].to(pixels.dtype).unsqueeze(1)  # (B, 1, H, H)
-    return (matrices @ pixels @ matrices.transpose(-1, -2)).clamp(0, 1)
+    tables = _round_trips(height, pixels.device)
+    matrices = (tables[0][sides] if kernels is None else tables[kernels, sides]).to(pixels.dtype).unsqueeze(1)
+    return (matrices @ pixels @ matrices.transpose(-1, -2)).clamp(0, 1)  # matrices (B, 1, H, H)
+
+
+# "bilinear": linear interpolation down and up, without antialiasing. "area": the mean over the pixels that fall
+# together, and linear interpolation up. "gaussian": no resampling, but the low-pass that scikit-image puts before one,
+# of a standard deviation of (H/n - 1)/2 pixels for n samples.
+KERNELS = ("bilinear", "area", "gaussian")
 
 
 @lru_cache(maxsize=8)
-def _bilinear_round_trips(length: int, device: torch.device) -> torch.Tensor:
-    """(length + 1, length, length): entry n resamples a signal of `length` to n samples and back; entry 0 is unused."""
+def _round_trips(length: int, device: torch.device) -> torch.Tensor:
+    """(KERNELS, length + 1, length, length): [k, n] takes a signal of `length` to n samples and back; n = 0 is unused."""
     basis = torch.eye(length).unsqueeze(0)  # channel c holds the unit impulse at c
-    matrices = torch.zeros(length + 1, length, length)
+    places = torch.arange(length, dtype=torch.float32)
+    # Distances from each place to each of the signal and its two mirror images, which repeat the border pixel.
+    distances = torch.stack([places, -1 - places, 2 * length - 1 - places]) - places.view(-1, 1, 1)  # (length, 3, length)
+    matrices = torch.zeros(len(KERNELS), length + 1, length, length)
     for side in range(1, length + 1):
-        small = F.interpolate(basis, size=side, mode="linear")
-        matrices[side] = F.interpolate(small, size=length, mode="linear")[0].T
+        for place, small in enumerate((F.interpolate(basis, size=side, mode="linear"), F.adaptive_avg_pool1d(basis, side))):
+            matrices[place, side] = F.interpolate(small, size=length, mode="linear")[0].T
+        sigma = (length / side - 1) / 2
+        weights = torch.exp(-0.5 * (distances / max(sigma, 1e-3)) ** 2).sum(dim=1)
+        matrices[2, side] = weights / weights.sum(dim=1, keepdim=True)
     return matrices.to(device)
 
 

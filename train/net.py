@@ -7,11 +7,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn import functional as F
 
 from nula.configuration_nula import NulaConfig
+from nula.data import to_pixels
+from nula.image_processing_nula import normalize
 from nula.modeling_nula import NulaForImageClassification
 
-ARCHITECTURE = ("stem_channels", "stem_dropout", "hidden_sizes", "depths")  # what a run may choose of NulaConfig
+ARCHITECTURE = (  # what a run may choose of NulaConfig
+    *("stem_channels", "stem_dropout", "hidden_sizes", "depths"),
+    *("layer_convolutions", "hidden_act", "downsampling", "contrast_epsilon"),
+)
+WHITENING_IMAGES = 5000  # the first ones; their 4.5 million patches
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,11 @@ class ParameterGroups:
 
 
 def parameter_groups(model: NulaForImageClassification) -> ParameterGroups:
-    """Sort the parameters of `model` by how they are optimised; each is in one group."""
+    """Sort the parameters of `model` by how they are optimised; each is in one group, but for those held fixed."""
     groups = ParameterGroups([], [], [])
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if parameter.ndim == 1:
             groups.vectors.append(parameter)
         elif parameter.ndim == 4 and not name.startswith("nula.stem."):
@@ -68,6 +77,41 @@ def new_head(model: NulaForImageClassification, classes: int) -> None:
     """Give `model` a head of so many `classes`, with weights drawn by torch's global generator."""
     model.classifier = nn.Linear(model.classifier.in_features, classes)
     model._init_weights(model.classifier)
+
+
+@torch.no_grad()
+def whiten_stem(model: NulaForImageClassification, images: torch.Tensor, epsilon: float) -> None:
+    """Make the stem's filters principal components of the 3x3 patches of `images`, and hold them fixed.
+
+    The component v of patches with the variance λ along it becomes the filters ±v / √(λ + epsilon), so that the
+    responses to natural images are uncorrelated and, where λ is well above epsilon, of variance 1: all the detail that
+    is not noise arrives at the same strength. K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024), of
+    2x2 patches. The components with the largest λ are taken, as many as half the stem's channels.
+
+    Args:
+        model: its stem has an even number of channels, at most twice as many as a patch has values.
+        images: uint8 (N, H, W, 3), of which the first WHITENING_IMAGES are taken.
+        epsilon: in squared units of what the stem is given, pixel_values or their normalised contrast.
+
+    Raises:
+        ValueError: the stem has an odd number of channels, or too many.
+    """
+    convolution = model.nula.stem.convolution
+    values = convolution.weight[0].numel()  # of a patch
+    count, odd = divmod(len(convolution.weight), 2)
+    if odd or count > values:
+        raise ValueError(
+            f"stem_channels is {len(convolution.weight)}, must be even and at most {2 * values} for whitening_epsilon."
+        )
+    pixels = normalize(to_pixels(images[:WHITENING_IMAGES])).to(model.device)
+    patches = F.unfold(model.nula.stem.normalization(pixels), kernel_size=3)  # (N, values, places)
+    covariance = torch.einsum("nip,njp->ij", patches, patches) / (patches.shape[0] * patches.shape[2])
+    # In double precision on the CPU; a component's sign is arbitrary, and both are taken.
+    variances, components = torch.linalg.eigh(covariance.double().cpu())  # in rising order, components in columns
+    variances, components = variances.flip(0)[:count], components.T.flip(0)[:count]
+    filters = components / (variances + epsilon).sqrt().unsqueeze(1)
+    convolution.weight.copy_(torch.cat([filters, -filters]).view_as(convolution.weight))
+    convolution.weight.requires_grad_(False)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """The settings that versions of the model are trained by.
 
 "published" marks a value taken from the model cards of MamaPearl/nula-cifar10-robust-v0 and -v1; everything else is
-this project's own choice. "trial" names one of ABLATIONS.md that changes the value.
+this project's own choice. "trial" names one of ABLATIONS.md that changes the value; "trial of v2" one of ABLATIONS_V2.md.
 """
 
 import math
@@ -9,6 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from nula.perturbations.sampling import KERNELS
+
+SHARES = (
+    *("augmix_share", "channel_mixing_probability"),
+    *("noise_probability", "noise_sparse_share", "cutout_probability"),
+)
 OPERATORS = ("resize", "decimate", "checkerboard")  # the order of `operator_probabilities`
 
 
@@ -38,16 +44,39 @@ class Recipe:
     # K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024): trial smoothing-10
     label_smoothing: float = 0.2
 
+    # The stem's filters, if given: principal components of the images' 3x3 patches, each divided by the square root of
+    # (its variance + this), and held there (as K. Jordan's of 2x2, see `net.whiten_stem`). None: drawn and trained.
+    whitening_epsilon: float | None = None
+
+    # Every image of a batch is shown in so many independent augmentations, and the mean of their cross-entropies is
+    # taken, to which the Jensen-Shannon divergence between the answers to them is added, times the weight (D. Hendrycks
+    # et al., "AugMix", ICLR 2020).
+    views: int = 1
+    consistency_weight: float = 0.0
+
     # Every image is first cropped and flipped.
     crop_padding: int = 2  # pixels of reflected border, fewer than a side has; small, for few epochs: trial crop-4
     flip_probability: float = 0.5
+
+    # Then, each with a probability of its own: chains of AugMix (`augmix`), and a random pull towards a random mixture
+    # of the image's own channels (`mix_channels`).
+    augmix_share: float = 0.0  # of a batch
+    channel_mixing_probability: float = 0.0
 
     # Then a random part of the batch (`mask_aug`) goes through one operator each.
     augmented_share: float = 0.75  # probability of an image to be augmented: trial share-50
     uniform_amplitude: float  # U(-a, a) per pixel and channel, before the operator
     operator_probabilities: tuple[float, float, float]  # of OPERATORS
-    resize_scale: tuple[float, float]  # U(low, high) per image, bilinear down and up
+    resize_scale: tuple[float, float]  # U(low, high) per image
+    resize_kernels: tuple[str, ...] = ("bilinear",)  # one of them per image, of `perturbations.sampling.KERNELS`
     checkerboard_epsilon: tuple[float, float] = (0.0, 0.1)  # U(low, high); to twice the worst row: trial epsilon-20
+
+    # Then, each with a probability of its own: normal noise of a strength drawn per image, and a gray square.
+    noise_probability: float = 0.0
+    noise_sigma: tuple[float, float] = (0.0, 0.0)  # U(low, high) per image
+    noise_sparse_share: float = 0.0  # of the noisy images, whose noise strikes one value in four, with twice its sigma
+    cutout_probability: float = 0.0
+    cutout_size: int = 8  # pixels a side; T. DeVries and G. Taylor, "Cutout" (2017)
 
     def __post_init__(self) -> None:
         def require(field: str, allowed: str, holds: Callable[[Any], bool]) -> None:
@@ -61,7 +90,7 @@ class Recipe:
         def numbers(value: object, length: int) -> bool:
             return isinstance(value, tuple) and len(value) == length and all(map(number, value))
 
-        for field in ("warmup_epochs", "cosine_epochs", "restart_epochs", "batch_size"):
+        for field in ("warmup_epochs", "cosine_epochs", "restart_epochs", "batch_size", "views", "cutout_size"):
             require(field, "an integer >= 1", lambda value: number(value, (int,)) and value >= 1)
         require("restarts", "an integer >= 0", lambda value: number(value, (int,)) and value >= 0)
         require(
@@ -71,10 +100,11 @@ class Recipe:
         require("optimizer", '"muon" or "adamw"', lambda value: value in ("muon", "adamw"))
         for field in ("learning_rate", "restart_factor", "weight_rms", "vector_rate_factor"):
             require(field, "a positive number", lambda value: number(value) and value > 0)
-        for field in ("weight_decay", "uniform_amplitude"):
+        require("whitening_epsilon", "None or positive", lambda value: value is None or (number(value) and value > 0))
+        for field in ("weight_decay", "uniform_amplitude", "consistency_weight"):
             require(field, "a number >= 0", lambda value: number(value) and value >= 0)
         require("label_smoothing", "in [0, 1)", lambda value: number(value) and 0 <= value < 1)
-        for field in ("flip_probability", "augmented_share"):
+        for field in ("flip_probability", "augmented_share", *SHARES):
             require(field, "in [0, 1]", lambda value: number(value) and 0 <= value <= 1)
         require(
             "operator_probabilities",
@@ -84,9 +114,12 @@ class Recipe:
         require(
             "resize_scale", "0 < low <= high <= 1", lambda value: numbers(value, 2) and 0 < value[0] <= value[1] <= 1
         )
+        kernels = f"some of {KERNELS}"
         require(
-            "checkerboard_epsilon", "0 <= low <= high", lambda value: numbers(value, 2) and 0 <= value[0] <= value[1]
+            "resize_kernels", kernels, lambda value: isinstance(value, tuple) and value and set(value) <= set(KERNELS)
         )
+        for field in ("checkerboard_epsilon", "noise_sigma"):
+            require(field, "0 <= low <= high", lambda value: numbers(value, 2) and 0 <= value[0] <= value[1])
 
     @property
     def cycle_ends(self) -> list[int]:
@@ -145,4 +178,25 @@ V1 = Recipe(
     uniform_amplitude=0.05,  # published
     operator_probabilities=(0.5, 0.3, 0.2),  # published, drawn by torch.multinomial
     resize_scale=(0.2, 0.45),  # published
+)
+
+V2 = Recipe(
+    name="v2",
+    learning_rate=1e-3,
+    warmup_epochs=1,
+    cosine_epochs=99,
+    vector_rate_factor=8.0,
+    whitening_epsilon=5e-4,
+    crop_padding=4,
+    augmix_share=0.6,
+    channel_mixing_probability=0.1,
+    augmented_share=0.5,
+    uniform_amplitude=0.0,
+    operator_probabilities=(0.8, 0.1, 0.1),
+    resize_scale=(0.2, 0.8),
+    resize_kernels=KERNELS,
+    noise_probability=0.5,
+    noise_sigma=(0.0, 0.12),
+    noise_sparse_share=0.25,
+    cutout_probability=0.5,
 )

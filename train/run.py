@@ -22,11 +22,11 @@ from nula.modeling_nula import NulaForImageClassification
 from nula.records.provenance import device_name
 from nula.runtime.interruption import Interruption
 from nula.runtime.speed import Clock, flops_of, peak_flops
-from nula.train.augmentation import crop_and_flip, perturb
+from nula.train.augmentation import augment
 from nula.train.checkpoints import check_folder, last_checkpoint, load_checkpoint, only_writer, save_checkpoint
 from nula.train.checks import check_agreement, check_finite, check_setting, square_images
 from nula.train.draws import batch_indices, mixed, run_seed
-from nula.train.net import architecture, average_statistics, set_stem_dropout
+from nula.train.net import architecture, average_statistics, set_stem_dropout, whiten_stem
 from nula.train.optimizers import build_optimizers, build_scheduler
 from nula.train.progress import Progress
 from nula.train.recipe import OPERATORS, Recipe
@@ -117,7 +117,10 @@ class Run:
 
     def _prepare(self, model: NulaForImageClassification, fingerprint: str) -> None:
         """Make optimisers, schedules and the mean over cycles, and hand to accelerate what it wraps and keeps."""
-        self.flops = _training_flops(model, self._images.shape[1])
+        initial_weights = _fingerprint(*model.parameters())  # before whitening, whose last bits are the machine's
+        if self.recipe.whitening_epsilon is not None:
+            whiten_stem(model, self._images, self.recipe.whitening_epsilon)
+        self.flops = self.recipe.views * _training_flops(model, self._images.shape[1])
         optimizers = build_optimizers(model, self.recipe, self._dtype)
         self._schedulers = [build_scheduler(optimizer, self.recipe, self.steps_per_epoch) for optimizer in optimizers]
         self._averaged = AveragedModel(model, use_buffers=True)
@@ -127,7 +130,7 @@ class Run:
         self._identity = {  # what must not change when the run is resumed
             **asdict(self.recipe),
             "architecture": architecture(model.config),
-            "initial_weights": _fingerprint(*model.parameters()),
+            "initial_weights": initial_weights,
             "seed": self.settings.seed,
             "data": fingerprint,
             "processes": self.accelerator.num_processes,
@@ -195,6 +198,8 @@ class Run:
         middle = self._clock.read() if timed else 0.0
         logits = self._prepared(normalize(batch.pixels)).logits
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.recipe.label_smoothing)
+        if self.recipe.consistency_weight:
+            loss = loss + self.recipe.consistency_weight * divergence(logits, self.recipe.views)
         self.accelerator.backward(loss)
         status = self._status(loss, batch.operators)
         if not math.isfinite(status.loss + status.gradient_norm):
@@ -281,19 +286,29 @@ class Run:
         torch.manual_seed(mixed(self._draws, epoch, step, rank, 1))  # dropout draws from the device's own generator
         if recipe.restart_dropout is not None and epoch >= recipe.cycle_ends[0]:
             set_stem_dropout(self.model, recipe.restart_dropout)
-        pixels = crop_and_flip(self._images, share, recipe, self._generator)
-        pixels, operators = perturb(pixels, recipe, self._generator)
-        return Batch(pixels, self._labels[share], operators)
+        shown = share.repeat(recipe.views)  # the whole share once, then again
+        pixels, operators = augment(self._images, shown, recipe, self._generator)
+        return Batch(pixels, self._labels[shown], operators)
 
     def _status(self, loss: torch.Tensor, operators: torch.Tensor) -> StepStatus:
         """Sum up the step over all processes, by the one copy from the device, before the weights are touched."""
-        norm = get_total_norm([parameter.grad for parameter in self.model.parameters()])
+        norm = get_total_norm([parameter.grad for parameter in self.model.parameters() if parameter.requires_grad])
         asked = loss.new_full((), float(self.interruption.signum > 0))
         counts = (operators[:, None] == self._kinds).sum(dim=0)
         own = torch.cat([torch.stack([loss.detach().float(), norm.float(), asked.float()]), counts.float()])
         loss_sum, norm_sum, asked_sum, *images = self.accelerator.reduce(own, "sum").tolist()
         processes = self.accelerator.num_processes
         return StepStatus(loss_sum / processes, norm_sum / processes, asked_sum > 0, [int(count) for count in images])
+
+
+def divergence(logits: torch.Tensor, views: int) -> torch.Tensor:
+    """Return the Jensen-Shannon divergence in nats between the answers to the views of an image, its mean over images.
+
+    `logits` (views · B, classes) hold those to the first view of all images, then to the second, and so on.
+    """
+    logarithms = F.log_softmax(logits.float(), dim=1).unflatten(0, (views, -1))  # (views, B, classes)
+    mixture = torch.logsumexp(logarithms, dim=0) - math.log(views)
+    return (logarithms.exp() * (logarithms - mixture)).sum(dim=2).mean()
 
 
 def dynamo_backend(accelerator: Accelerator) -> str:

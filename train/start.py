@@ -1,11 +1,11 @@
 """What a run starts from: a model for the classes of its data, from scratch or from trained weights."""
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from nula.configuration_nula import NulaConfig
 from nula.evaluation.classes import places_of
@@ -65,8 +65,15 @@ class Initialization(Protocol):
         """
 
 
+@dataclass(frozen=True)
 class FromScratch:
-    """Draw all weights; the option --config changes the architecture."""
+    """Draw all weights; the option --config changes the architecture.
+
+    Args:
+        architecture: fields of NulaConfig in which it differs from the default.
+    """
+
+    architecture: Mapping[str, Any] = field(default_factory=dict)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add --config."""
@@ -76,7 +83,7 @@ class FromScratch:
 
     def load(self, arguments: argparse.Namespace) -> MakeStart:
         """Read --config, see `Initialization`."""
-        fields = assigned(arguments.config, ARCHITECTURE, "--config")
+        fields = {**self.architecture, **assigned(arguments.config, ARCHITECTURE, "--config")}
         NulaConfig(**fields)  # raises before data are read
         return lambda names: Start(NulaForImageClassification(NulaConfig(**fields, **label_maps(names))))
 
