@@ -31,8 +31,8 @@ class NulaConfig(PretrainedConfig):
         depths: residual layers of each stage after its downsampling; 0 is allowed. As long as `hidden_sizes`.
         layer_convolutions: convolutions of a residual layer: 1, or 2 as in the basic block of K. He et al. (2016).
         hidden_act: the non-linearity: "relu", or "gelu" (D. Hendrycks and K. Gimpel, 2016).
-        downsampling: "blur" for the low-pass alone, behind the non-linearity; "max_blur" for the maximum of 2x2 at every
-            place and then the low-pass, before batch normalisation and non-linearity (R. Zhang's MaxBlurPool, 2019).
+        downsampling: "blur" for the low-pass alone, behind the non-linearity; "max_blur" for the maximum of 2x2 at
+            every place and then the low-pass, before normalisation and non-linearity (R. Zhang's MaxBlurPool, 2019).
         contrast_epsilon: if given, each image enters the network with its contrast normalised: less the mean of each
             channel, over twice (its standard deviation over all values + this), in units of pixel_values. The smaller,
             the more the contrast of flat images is raised. None leaves images as they are.

@@ -43,14 +43,15 @@ KERNELS = ("bilinear", "area", "gaussian")
 
 @lru_cache(maxsize=8)
 def _round_trips(length: int, device: torch.device) -> torch.Tensor:
-    """(KERNELS, length + 1, length, length): [k, n] takes a signal of `length` to n samples and back; n = 0 is unused."""
+    """(KERNELS, length + 1, length, length): [k, n] takes a signal of `length` to n samples and back; no n is 0."""
     basis = torch.eye(length).unsqueeze(0)  # channel c holds the unit impulse at c
     places = torch.arange(length, dtype=torch.float32)
-    # Distances from each place to each of the signal and its two mirror images, which repeat the border pixel.
-    distances = torch.stack([places, -1 - places, 2 * length - 1 - places]) - places.view(-1, 1, 1)  # (length, 3, length)
+    # (length, 3, length): distances from each place to those of the signal and of its two mirror images.
+    distances = torch.stack([places, -1 - places, 2 * length - 1 - places]) - places.view(-1, 1, 1)
     matrices = torch.zeros(len(KERNELS), length + 1, length, length)
     for side in range(1, length + 1):
-        for place, small in enumerate((F.interpolate(basis, size=side, mode="linear"), F.adaptive_avg_pool1d(basis, side))):
+        smaller = F.interpolate(basis, size=side, mode="linear"), F.adaptive_avg_pool1d(basis, side)
+        for place, small in enumerate(smaller):
             matrices[place, side] = F.interpolate(small, size=length, mode="linear")[0].T
         sigma = (length / side - 1) / 2
         weights = torch.exp(-0.5 * (distances / max(sigma, 1e-3)) ** 2).sum(dim=1)

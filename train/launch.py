@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
@@ -19,9 +20,10 @@ from nula.evaluation.classes import match_classes
 from nula.image_processing_nula import NulaImageProcessor
 from nula.modeling_nula import MINIMUM_SIDE, NulaForImageClassification
 from nula.records.provenance import HEAD_NEW, HEAD_REORDERED
-from nula.runtime.arguments import DefaultsHelpFormatter, assigned, at_least
+from nula.runtime.arguments import DefaultsHelpFormatter, assigned, at_least, positive
 from nula.runtime.interruption import TrainingInterrupted
 from nula.runtime.launcher import follow_launcher, keep_memory
+from nula.train.budget import TimeBudget
 from nula.train.checks import check_environment
 from nula.train.loop import train
 from nula.train.recipe import Version
@@ -43,10 +45,11 @@ def train_version(version: Version, initialization: Initialization, description:
     parser = build_parser(description.splitlines()[0])
     initialization.add_arguments(parser)
     arguments = parser.parse_args()
+    budget = None if arguments.minutes is None else TimeBudget(arguments.minutes)
     accelerator = start_accelerator(arguments)
     try:
-        inputs = gather_inputs(version, initialization, arguments, accelerator)
-        train_and_record(inputs, arguments, accelerator)
+        inputs = gather_inputs(version, initialization, arguments, accelerator, budget)
+        inputs = train_and_record(inputs, arguments, accelerator)
         if arguments.push_to_hub and accelerator.is_main_process:
             print(_push(inputs, arguments, accelerator))
     except TrainingInterrupted as interruption:
@@ -70,6 +73,11 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=at_least(0, 2**32 - 1), default=0, help="of weights, batches and augmentation")
     parser.add_argument("--max_steps", type=at_least(1), help="stop after this many steps of the schedule, for tests")
+    parser.add_argument(
+        "--minutes",
+        type=positive,
+        help="take as many cosine_epochs as end within so many minutes from the start, saving included",
+    )
     parser.add_argument("--checkpoint_steps", type=at_least(1), help="steps between checkpoints; an epoch unless given")
     parser.add_argument("--resume", action="store_true", help="go on from output_dir/checkpoint, if there is one")
     parser.add_argument("--report_to", metavar="TRACKER,...", help="trackers of accelerate's, such as tensorboard")
@@ -110,6 +118,8 @@ def start_accelerator(arguments: argparse.Namespace) -> Accelerator:
     except (ValueError, ImportError) as error:  # a device that cannot compute in bfloat16, among others
         raise SystemExit(f"error: {error}") from error
     keep_memory(accelerator.device)
+    if dynamo_backend(accelerator) != "no":
+        torch._dynamo.config.suppress_errors = True  # what cannot be compiled is run as it is, with a warning
     if arguments.push_to_hub and accelerator.is_main_process:
         from nula.publishing.run import check_before  # training alone needs nothing of publishing
 
@@ -118,7 +128,11 @@ def start_accelerator(arguments: argparse.Namespace) -> Accelerator:
 
 
 def gather_inputs(
-    version: Version, initialization: Initialization, arguments: argparse.Namespace, accelerator: Accelerator
+    version: Version,
+    initialization: Initialization,
+    arguments: argparse.Namespace,
+    accelerator: Accelerator,
+    budget: TimeBudget | None,
 ) -> RunInputs:
     """Read recipe, weights and data that the arguments name.
 
@@ -133,6 +147,7 @@ def gather_inputs(
         seed=arguments.seed,
         max_steps=arguments.max_steps,
         checkpoint_steps=arguments.checkpoint_steps,
+        budget=budget,
     )
     source = DataSource.of(arguments)
     with accelerator.main_process_first():  # the others find the data set cached
@@ -148,8 +163,11 @@ def gather_inputs(
     return RunInputs(version, settings, start, data)
 
 
-def train_and_record(inputs: RunInputs, arguments: argparse.Namespace, accelerator: Accelerator) -> None:
+def train_and_record(inputs: RunInputs, arguments: argparse.Namespace, accelerator: Accelerator) -> RunInputs:
     """Train, and leave weights, processor, training.json and release.json in output_dir.
+
+    Returns:
+        `inputs`, with the recipe that was followed.
 
     Raises:
         As `train` says, and OSError: the results cannot be written.
@@ -170,6 +188,9 @@ def train_and_record(inputs: RunInputs, arguments: argparse.Namespace, accelerat
     if absent:
         accelerator.print(f"no training image is of the classes: {_listed(absent)}.")
     trained, log = train(model, data, accelerator, inputs.settings, resume=arguments.resume)
+    if "cosine_epochs" in log:  # fitted to --minutes; from here on the run is that of a recipe which says so
+        recipe = replace(inputs.settings.recipe, cosine_epochs=log.pop("cosine_epochs"))
+        inputs = replace(inputs, settings=replace(inputs.settings, recipe=recipe))
     if accelerator.is_main_process:
         with _writing(output_dir):
             _save(trained, arguments.image_size, output_dir)
@@ -181,6 +202,7 @@ def train_and_record(inputs: RunInputs, arguments: argparse.Namespace, accelerat
             (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n")
             release_of(inputs, arguments.hub_model_id).save()
         accelerator.print(f"saved to {output_dir}")
+    return inputs
 
 
 def _save(model: NulaForImageClassification, image_size: int, output_dir: Path) -> None:

@@ -35,7 +35,7 @@ def train(
     The log holds `epochs`, one entry each, among them the `peak_flops` a second of one process, measured right after
     the epoch in the `dtype` of the training; over all epochs `seconds`, `images_per_second` and `peak_share`; and
     `flops_per_image` of the network's convolutions and matrix products, forward and backward, without the optimiser's,
-    from which that share follows.
+    from which that share follows; with `settings.budget` its `minutes`, and the `cosine_epochs` that fit.
 
     Raises:
         ValueError: as `Run` and `Run.resume` say.
@@ -55,11 +55,15 @@ def train(
         while run.progress.step < run.last:
             status = run.step()
             bar.update()
-            bar.set_postfix(loss=f"{status.loss:.3f}", refresh=False)
+            if status is not None:
+                bar.set_postfix(loss=f"{status.loss:.3f}", refresh=False)
+            run.fit_epochs()
+            bar.total = run.last
             if run.at_epoch_end:
                 run.end_epoch()
-            if status.stop or run.at_checkpoint:
+            stop = status is not None and status.stop
+            if run.is_fitted and (stop or run.at_checkpoint):
                 run.save()
-            if status.stop:
+            if stop:
                 raise TrainingInterrupted(run.interruption.signum or signal.SIGTERM, run.progress.step, run.last)
     return run.finish()

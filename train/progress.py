@@ -15,6 +15,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.step = 0
+        self.cosine_epochs: int | None = None  # the recipe's, where they were fitted to a time
         self.epochs: list[dict[str, Any]] = []
         self.start_epoch()
 
@@ -23,22 +24,25 @@ class Progress:
         self.loss_sum = self.seconds = self.timed_seconds = self.augmentation_seconds = 0.0
         self.operators = [0] * (len(OPERATORS) + 1)  # images that went through no operator, and through each
 
-    def add_step(self, loss: float, operators: Sequence[int], seconds: float) -> None:
-        """Count a step that was done: its loss, the images through no operator and through each, its duration."""
+    def add_step(self, seconds: float) -> None:
+        """Count a step that was done, and its duration."""
         self.step += 1
-        self.loss_sum += loss
-        self.operators = [before + count for before, count in zip(self.operators, operators, strict=True)]
         self.seconds += seconds
 
-    def entry(self, steps: int, batch_size: int, learning_rate: float) -> dict[str, Any]:
-        """Return the log's entry of an epoch of so many `steps` that has just ended."""
+    def add_status(self, loss_sum: float, operators: Sequence[int]) -> None:
+        """Add the losses of some steps, and the images that went through no operator and through each."""
+        self.loss_sum += loss_sum
+        self.operators = [before + count for before, count in zip(self.operators, operators, strict=True)]
+
+    def entry(self, steps: int, learning_rate: float) -> dict[str, Any]:
+        """Return the log's entry of an epoch of so many `steps` that has just ended; each view counts as an image."""
         none, *operators = self.operators
         return {
             "epoch": self.step // steps,
             "loss": round(self.loss_sum / steps, 5),
             "learning_rate": learning_rate,  # after the epoch
             "seconds": round(self.seconds, 2),
-            "images_per_second": round(steps * batch_size / self.seconds, 1),
+            "images_per_second": round(sum(self.operators) / self.seconds, 1),
             "augmentation_share": round(self.augmentation_seconds / self.timed_seconds, 4)
             if self.timed_seconds
             else None,

@@ -1,7 +1,7 @@
 """The settings that versions of the model are trained by.
 
 "published" marks a value taken from the model cards of MamaPearl/nula-cifar10-robust-v0 and -v1; everything else is
-this project's own choice. "trial" names one of ABLATIONS.md that changes the value; "trial of v2" one of ABLATIONS_V2.md.
+this project's own choice. "trial" names one of ABLATIONS.md that changes the value.
 """
 
 import math

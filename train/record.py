@@ -60,8 +60,10 @@ class RunInputs:
 
     @property
     def changed_fields(self) -> list[str]:
-        """Settings in which its recipe differs from the version's."""
+        """Settings in which its recipe differs from the version's; a length that was fitted to a time is none."""
         own, given = asdict(self.version.recipe), asdict(self.settings.recipe)
+        if self.settings.budget is not None:
+            del own["cosine_epochs"]
         return [field for field, value in own.items() if given[field] != value]
 
     @property

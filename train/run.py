@@ -3,16 +3,19 @@
 import hashlib
 import json
 import math
+import shutil
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
+from torch.optim.lr_scheduler import SequentialLR
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
@@ -23,6 +26,7 @@ from nula.records.provenance import device_name
 from nula.runtime.interruption import Interruption
 from nula.runtime.speed import Clock, flops_of, peak_flops
 from nula.train.augmentation import augment
+from nula.train.budget import MEASURED_STEPS, TimeBudget, epochs_within
 from nula.train.checkpoints import check_folder, last_checkpoint, load_checkpoint, only_writer, save_checkpoint
 from nula.train.checks import check_agreement, check_finite, check_setting, square_images
 from nula.train.draws import batch_indices, mixed, run_seed
@@ -31,7 +35,8 @@ from nula.train.optimizers import build_optimizers, build_scheduler
 from nula.train.progress import Progress
 from nula.train.recipe import OPERATORS, Recipe
 
-TIMED_EVERY = 20  # steps between two that are timed in parts; on a GPU each part then waits for the one before
+TIMED_EVERY = 20  # steps between two that are timed in parts; ten times as many on a GPU, which then waits for them
+READ_EVERY = 10  # steps on a GPU between two whose losses are read, for which the host waits; on a CPU all are
 LOGGED_EVERY = 10  # steps between two entries of a tracker
 
 
@@ -45,6 +50,7 @@ class RunSettings:
         seed: of batches, augmentation and dropout.
         max_steps: end the run after so many steps, on the schedule of the whole.
         checkpoint_steps: steps between two checkpoints; an epoch unless given.
+        budget: if given, `recipe.cosine_epochs` become as many as fit into it, once the run's speed is known.
     """
 
     recipe: Recipe
@@ -52,6 +58,7 @@ class RunSettings:
     seed: int = 0
     max_steps: int | None = None
     checkpoint_steps: int | None = None
+    budget: TimeBudget | None = None
 
 
 @dataclass(frozen=True)
@@ -65,15 +72,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepStatus:
-    """What a step gave, over all processes.
+    """What the steps since the last status gave, over all processes; on a CPU there is one for every step.
 
     Args:
-        loss: mean over the batch.
-        gradient_norm: mean over the processes.
+        steps: how many.
+        loss: mean over them.
+        gradient_norm: mean over them and the processes.
         stop: whether any process was asked to stop.
         operators: images that went through no operator, and through each.
     """
 
+    steps: int
     loss: float
     gradient_norm: float
     stop: bool
@@ -103,9 +112,11 @@ class Run:
         check_setting(data, accelerator, settings.recipe)
         self.device = accelerator.device
         self.steps_per_epoch = len(data.labels) // self.recipe.batch_size
-        total = self.recipe.epochs * self.steps_per_epoch
-        self.last = total if settings.max_steps is None else min(settings.max_steps, total)
         self.progress, self.interruption = Progress(), Interruption()
+        on_cpu = self.device.type == "cpu"
+        self._read_every, self._timed_every = (1, TIMED_EVERY) if on_cpu else (READ_EVERY, 10 * TIMED_EVERY)
+        self._unread: list[torch.Tensor] = []  # what `_measures` gave in the steps since the last status
+        self._fitting_since: float | None = None  # when the steps began by which the epochs are fitted to the budget
         self._images, self._labels = square_images(data).to(self.device), data.labels.to(self.device)
         self._dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
         self._prepare(model.to(self.device, memory_format=torch.channels_last), data.fingerprint)
@@ -120,9 +131,10 @@ class Run:
         initial_weights = _fingerprint(*model.parameters())  # before whitening, whose last bits are the machine's
         if self.recipe.whitening_epsilon is not None:
             whiten_stem(model, self._images, self.recipe.whitening_epsilon)
-        self.flops = self.recipe.views * _training_flops(model, self._images.shape[1])
+        self.flops = _training_flops(model, self._images.shape[1])
         optimizers = build_optimizers(model, self.recipe, self._dtype)
-        self._schedulers = [build_scheduler(optimizer, self.recipe, self.steps_per_epoch) for optimizer in optimizers]
+        self._scheduled = optimizers  # themselves, which accelerate wraps
+        self._schedulers = self._build_schedulers()
         self._averaged = AveragedModel(model, use_buffers=True)
         self.model = model  # shares its parameters with the prepared one, which may be wrapped or compiled
         self._prepared, *self._optimizers = self.accelerator.prepare(model, *optimizers)
@@ -137,10 +149,15 @@ class Run:
             "mixed_precision": self.accelerator.mixed_precision,
             "dynamo_backend": dynamo_backend(self.accelerator),
         }
+        if self.settings.budget is not None:
+            self._identity["cosine_epochs"] = f"as many as fit into {self.settings.budget.minutes:g} minutes"
         # The schedulers are not prepared: accelerate would step them once for each process, and a step here is a global
         # batch.
         averaged = [self._averaged] if self.recipe.restarts else []
         self.accelerator.register_for_checkpointing(self.progress, *self._schedulers, *averaged)
+
+    def _build_schedulers(self) -> list[SequentialLR]:
+        return [build_scheduler(optimizer, self.recipe, self.steps_per_epoch) for optimizer in self._scheduled]
 
     def start(self) -> None:
         """Begin the run.
@@ -165,6 +182,8 @@ class Run:
             return
         self._check_folder(resume=True)
         load_checkpoint(self.accelerator, self._checkpoint, self._identity)
+        if self.progress.cosine_epochs is not None:
+            self.recipe = replace(self.recipe, cosine_epochs=self.progress.cosine_epochs)
         if self.last < self.progress.step:
             raise ValueError(
                 f"max_steps is {self.settings.max_steps}, and the checkpoint is of step {self.progress.step} already."
@@ -175,6 +194,12 @@ class Run:
         return only_writer(self.settings.output_dir) if self.accelerator.is_main_process else nullcontext()
 
     @property
+    def last(self) -> int:
+        """The number of the run's last step."""
+        total = self.recipe.epochs * self.steps_per_epoch
+        return total if self.settings.max_steps is None else min(self.settings.max_steps, total)
+
+    @property
     def at_epoch_end(self) -> bool:
         """Whether the last step was the last one of an epoch."""
         return self.progress.step % self.steps_per_epoch == 0
@@ -182,17 +207,23 @@ class Run:
     @property
     def at_checkpoint(self) -> bool:
         """Whether the last step is one to save after."""
-        interval = self.settings.checkpoint_steps or self.steps_per_epoch
-        return self.progress.step == self.last or self.progress.step % interval == 0
+        return self._saves_after(self.progress.step)
 
-    def step(self) -> StepStatus:
-        """Train on the next batch.
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the number of epochs is known; until then there is no checkpoint, and nothing to save."""
+        return self.settings.budget is None or self.progress.cosine_epochs is not None
+
+    def step(self) -> StepStatus | None:
+        """Train on the next batch, and tell of the steps since the last status if they are read now.
 
         Raises:
-            FloatingPointError: the loss or a gradient is not finite; the weights are then as before the step.
+            FloatingPointError: a loss or a gradient is not finite; the weights are then as before the step, but on a
+                GPU, where only one step in READ_EVERY looks.
         """
         started, progress = time.perf_counter(), self.progress
-        timed = progress.step % TIMED_EVERY == TIMED_EVERY // 2  # not the first, in which a model may be compiled
+        half = self._timed_every // 2
+        timed = progress.step % self._timed_every == half  # not the first, in which a model may be compiled
         begin = self._clock.read() if timed else 0.0
         batch = self._batch()
         middle = self._clock.read() if timed else 0.0
@@ -201,12 +232,13 @@ class Run:
         if self.recipe.consistency_weight:
             loss = loss + self.recipe.consistency_weight * divergence(logits, self.recipe.views)
         self.accelerator.backward(loss)
-        status = self._status(loss, batch.operators)
-        if not math.isfinite(status.loss + status.gradient_norm):
+        self._unread.append(self._measures(loss, batch.operators))
+        status = self._status() if self._reads_at(progress.step) else None
+        if status is not None and not math.isfinite(status.loss + status.gradient_norm):
             raise FloatingPointError(
-                f"loss {status.loss}, norm of the gradients {status.gradient_norm} at step {progress.step}, learning "
-                f"rate {self._learning_rate:.3g}, batch {_fingerprint(batch.pixels, batch.labels)} (SHA-256 of the "
-                f"pixels and labels of process {self.accelerator.process_index}); checkpoints are from before it."
+                f"loss {status.loss}, norm of the gradients {status.gradient_norm} at {self._told_steps(status)}, "
+                f"learning rate {self._learning_rate:.3g}, batch {_fingerprint(batch.pixels, batch.labels)} (SHA-256 "
+                f"of pixels and labels of process {self.accelerator.process_index}); checkpoints are from before it."
             )
         for optimizer in self._optimizers:
             optimizer.step()
@@ -217,15 +249,61 @@ class Run:
             progress.timed_seconds += self._clock.read() - begin
         for scheduler in self._schedulers:
             scheduler.step()
-        progress.add_step(status.loss, status.operators, time.perf_counter() - started)
-        if progress.step % LOGGED_EVERY == 0:
-            self.accelerator.log({"loss": status.loss, "learning_rate": self._learning_rate}, progress.step)
+        progress.add_step(time.perf_counter() - started)
+        if status is not None:
+            progress.add_status(status.loss * status.steps, status.operators)
+            if progress.step % LOGGED_EVERY == 0:
+                self.accelerator.log({"loss": status.loss, "learning_rate": self._learning_rate}, progress.step)
         return status
+
+    def fit_epochs(self) -> None:
+        """Fix the number of epochs by the time that the first steps took, once they are done.
+
+        The schedule of the learning rate is then that of a recipe with that number, also for the steps done before.
+
+        Raises:
+            ValueError: the budget is too small for the shortest run.
+            FloatingPointError, OSError: as `save` says.
+        """
+        budget, recipe, step = self.settings.budget, self.recipe, self.progress.step
+        if budget is None or self.is_fitted:
+            return
+        count = min(MEASURED_STEPS, recipe.warmup_epochs * self.steps_per_epoch)
+        if step == count // 3:
+            self._fitting_since = self._clock.read()
+        if step < count or self._fitting_since is None:
+            return
+        a_step = (self._clock.read() - self._fitting_since) / (count - count // 3)
+        begin = self._clock.read()
+        peak_flops(self.device, self._dtype)  # what ends an epoch
+        end = self._clock.read() - begin
+        saving = self._saving_seconds()
+        interval = self.settings.checkpoint_steps or self.steps_per_epoch
+        an_epoch = self.steps_per_epoch * (a_step + saving / interval) + end
+        # All processes go by the main one's clock.
+        seconds = broadcast(torch.tensor([budget.seconds_left, an_epoch, saving], device=self.device)).tolist()
+        others = recipe.epochs - recipe.cosine_epochs
+        epochs = epochs_within(budget, *seconds, others + 1, step / self.steps_per_epoch)
+        self.recipe = replace(recipe, cosine_epochs=epochs - others)
+        self.progress.cosine_epochs = epochs - others
+        for optimizer in self._scheduled:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"]
+        fitted = self._build_schedulers()
+        for scheduler, kept in zip(fitted, self._schedulers, strict=True):
+            for _ in range(step):
+                scheduler.step()
+            kept.load_state_dict(scheduler.state_dict())  # in place, as accelerate keeps it in checkpoints
+        self.save()
+        self.accelerator.print(
+            f"{epochs} epochs fit into {budget.minutes:g} minutes, at {an_epoch:.3g} s an epoch: as with --recipe "
+            f"cosine_epochs={self.recipe.cosine_epochs}."
+        )
 
     def end_epoch(self) -> None:
         """Log the epoch; at the end of a cycle of the learning rate, go on from the mean over all cycle ends."""
         entry = {
-            **self.progress.entry(self.steps_per_epoch, self.recipe.batch_size, self._learning_rate),
+            **self.progress.entry(self.steps_per_epoch, self._learning_rate),
             # Of every epoch, as a run may go on elsewhere, and a machine's speed may change.
             "peak_flops": round(peak_flops(self.device, self._dtype)),
             "dtype": str(self._dtype).removeprefix("torch."),
@@ -258,7 +336,11 @@ class Run:
         """
         check_agreement(self._prepared, self.accelerator)
         self.accelerator.unwrap_model(self._prepared, keep_fp32_wrapper=False, keep_torch_compile=False)
-        return self.model, self.progress.log(self.flops, self.accelerator.num_processes)
+        log = self.progress.log(self.flops, self.accelerator.num_processes)
+        budget = self.settings.budget
+        if budget is not None:
+            log = {"minutes": budget.minutes, "cosine_epochs": self.recipe.cosine_epochs, **log}
+        return self.model, log
 
     @property
     def _checkpoint(self) -> Path:
@@ -290,15 +372,43 @@ class Run:
         pixels, operators = augment(self._images, shown, recipe, self._generator)
         return Batch(pixels, self._labels[shown], operators)
 
-    def _status(self, loss: torch.Tensor, operators: torch.Tensor) -> StepStatus:
-        """Sum up the step over all processes, by the one copy from the device, before the weights are touched."""
-        norm = get_total_norm([parameter.grad for parameter in self.model.parameters() if parameter.requires_grad])
-        asked = loss.new_full((), float(self.interruption.signum > 0))
+    def _saving_seconds(self) -> float:
+        """Write the state once for the time that it takes, beside where checkpoints are."""
+        begin, folder = time.monotonic(), self._checkpoint.with_name("checkpoint.timed")
+        self.accelerator.save_state(str(folder))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            shutil.rmtree(folder)
+        return time.monotonic() - begin
+
+    def _saves_after(self, step: int) -> bool:
+        return step == self.last or step % (self.settings.checkpoint_steps or self.steps_per_epoch) == 0
+
+    def _reads_at(self, step: int) -> bool:
+        """Whether the losses are read in the step that follows `step` others."""
+        after = step + 1
+        return after % self._read_every == 0 or after % self.steps_per_epoch == 0 or self._saves_after(after)
+
+    def _measures(self, loss: torch.Tensor, operators: torch.Tensor) -> torch.Tensor:
+        """Loss, norm of the gradients, whether to stop, and images through each operator, of this process's step."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.requires_grad]
+        asked = torch.full_like(loss.detach(), float(self.interruption.signum > 0), dtype=torch.float32)
         counts = (operators[:, None] == self._kinds).sum(dim=0)
-        own = torch.cat([torch.stack([loss.detach().float(), norm.float(), asked.float()]), counts.float()])
-        loss_sum, norm_sum, asked_sum, *images = self.accelerator.reduce(own, "sum").tolist()
-        processes = self.accelerator.num_processes
-        return StepStatus(loss_sum / processes, norm_sum / processes, asked_sum > 0, [int(count) for count in images])
+        norm = get_total_norm(gradients)
+        return torch.cat([torch.stack([loss.detach().float(), norm.float(), asked]), counts.float()])
+
+    def _status(self) -> StepStatus:
+        """Sum up the steps since the last status over all processes, by one copy from the device."""
+        steps, processes = len(self._unread), self.accelerator.num_processes
+        own = self._unread[0] if steps == 1 else torch.stack(self._unread).sum(dim=0)
+        self._unread = []
+        loss, norm, asked, *images = self.accelerator.reduce(own, "sum").tolist()
+        scale = steps * processes
+        return StepStatus(steps, loss / scale, norm / scale, asked > 0, [int(count) for count in images])
+
+    def _told_steps(self, status: StepStatus) -> str:
+        last = self.progress.step
+        return f"step {last}" if status.steps == 1 else f"one of the steps {last - status.steps + 1} to {last}"
 
 
 def divergence(logits: torch.Tensor, views: int) -> torch.Tensor:
