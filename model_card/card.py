@@ -21,6 +21,7 @@ from nula.evaluation.claims import Finding, findings
 from nula.evaluation.null_space import STEPS
 from nula.model_card.figures import PICTURES
 from nula.model_card.limits import limits
+from nula.model_card.mix import mix_sentences
 from nula.model_card.tables import (
     all_on_cifar10,
     attacks_table,
@@ -221,6 +222,7 @@ def _training_section(release: Release, base: str) -> dict[str, Any]:
         "training": release.training,
         "speed": training_speed(release.training),
         "command": again(release, base),
+        "mix": mix_sentences(release.training["recipe"]),
         "notes": release.notes,
     }
 

@@ -1,8 +1,9 @@
 """Tables, limits and pictures from result files that were made up, so that what they must show is known."""
 
 import json
+import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ from nula.evaluation.studies.basin import ALPHAS, INTERPOLATED, MEASURED_ANEW, P
 from nula.model_card import figures, tables
 from nula.model_card.figures import PICTURES
 from nula.model_card.limits import limits
+from nula.model_card.mix import mix_sentences
 from nula.perturbations.corruptions import CORRUPTIONS, SEVERITIES
 from nula.perturbations.suite import ROWS, Perturbation
 from nula.records.cifar10 import CIFAR10_FINGERPRINTS
 from nula.records.release import Release, Results
 from nula.records.table import Table
+from nula.train.recipe import V0, V2
 
 IMAGES, CLASSES = 400, 10
 CIFAR10 = {"dataset": {"name": "cifar10", "split": "test", "sha256": CIFAR10_FINGERPRINTS["test"]}}
@@ -292,3 +295,19 @@ def test_limits_without_a_table_or_without_errors(made_up, tmp_path):
     table = made_up["base"].results.table()
     table.predictions[:] = table.labels
     assert "There is no error." in limits(made_up["base"].results)[1]
+
+
+def test_a_card_tells_the_whole_mix_and_nothing_that_was_not_in_use():
+    assert mix_sentences(asdict(V0)) == mix_sentences({}) == ""
+    told = mix_sentences(asdict(V2))
+    for word in ("AugMix", "mixture of its channels", "σ from", "impulse", "gray square", "principal components"):
+        assert word in told
+    assert "Jensen-Shannon" not in told
+    assert "2 such augmentations" in mix_sentences(asdict(replace(V2, views=2, consistency_weight=4.0)))
+    calm = {
+        "noise_sparse_share": 0.0,
+        "augmix_share": 0.0,
+        "channel_mixing_probability": 0.0,
+        "cutout_probability": 0.0,
+    }
+    assert not re.search("impulse|AugMix|mixture|square", mix_sentences(asdict(replace(V2, **calm))))

@@ -1,4 +1,4 @@
-"""What was tried for v0: runs trials, measured on images held out of the training split, and tells what they gave.
+"""What was tried: runs trials, measured on images held out of the training split, and tells what they gave.
 
 python -m nula.train.ablations --dataset uoft-cs/cifar10
 
@@ -14,7 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,59 +23,145 @@ import torch
 from nula.model_card.tables import markdown_table
 from nula.records.cifar10 import CIFAR10
 from nula.records.table import Table
-from nula.train.net import ARCHITECTURE
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "ablations"
 BASE = "base"
 VALIDATION_IMAGES = 5000
-SCHEDULE = ("warmup_epochs=1", "cosine_epochs=1", "restarts=0")  # every trial's
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One change to the recipe or the net of the base trial, in words, and as arguments of train_v0.py."""
+    """One change to the recipe or the net of a study's base trial.
+
+    Args:
+        change: in words.
+        recipe: as values of the scripts' --recipe.
+        net: as values of their --config, by field.
+        processes, mixed_precision, seed: of the run.
+    """
 
     change: str
     recipe: tuple[str, ...] = ()
-    stem_channels: int = 24
-    hidden_sizes: str = "[32,80,144,248]"
-    depths: str = "[1,1,1,1]"
-    stem_dropout: float = 0.2
+    net: Mapping[str, str] = field(default_factory=dict)
     processes: int = 1
-    mixed_precision: str = "bf16"
+    mixed_precision: str | None = None
     seed: int = 0
 
-    def launcher_arguments(self) -> list[str]:
-        processes = ["--num_machines", "1", "--num_processes", str(self.processes)]
-        return [*processes, "--mixed_precision", self.mixed_precision, "--dynamo_backend", "no"]
 
-    def arguments(self, dataset: str, output_dir: str) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Trials that are compared with one another.
+
+    Args:
+        title: of its table.
+        script: that trains.
+        folder: of the records, in RESULTS.
+        schedule: the recipe of every trial, as values of --recipe.
+        net: the net of the base trial, as values of --config by field.
+        trials: by name, the base first.
+        train_split: the images, of which the last VALIDATION_IMAGES are held out.
+        mixed_precision: of every trial that names none.
+    """
+
+    title: str
+    script: str
+    folder: Path
+    schedule: tuple[str, ...]
+    net: Mapping[str, str]
+    trials: Mapping[str, Trial]
+    train_split: str = "train"
+    mixed_precision: str = "bf16"
+
+    def launcher_arguments(self, name: str) -> list[str]:
+        """Return the options of `accelerate launch`."""
+        trial = self.trials[name]
+        processes = ["--num_machines", "1", "--num_processes", str(trial.processes)]
+        precision = trial.mixed_precision or self.mixed_precision
+        return [*processes, "--mixed_precision", precision, "--dynamo_backend", "no"]
+
+    def arguments(self, name: str, dataset: str, output_dir: str) -> list[str]:
+        """Return the script and its options."""
+        trial = self.trials[name]
         data = ["--dataset", dataset, "--output_dir", output_dir, "--validation_images", str(VALIDATION_IMAGES)]
-        net = [f"{field}={getattr(self, field)}" for field in ARCHITECTURE]
-        options = ["--seed", str(self.seed), "--recipe", *SCHEDULE, *self.recipe, "--config", *net]
-        return ["train/train_v0.py", *data, *options]
+        options = ["--seed", str(trial.seed)]
+        if self.train_split != "train":
+            options += ["--train_split", self.train_split]
+        net = [f"{field}={value}" for field, value in {**self.net, **trial.net}.items()]
+        options += ["--recipe", *self.schedule, *trial.recipe, "--config", *net]
+        return [self.script, *data, *options]
+
+    def run(self, name: str, dataset: str) -> None:
+        """Run one trial and keep its record."""
+        with tempfile.TemporaryDirectory() as folder:
+            output_dir = Path(folder) / name
+            launch = [sys.executable, "-m", "accelerate.commands.launch"]
+            launch += [*self.launcher_arguments(name), *([] if torch.cuda.is_available() else ["--cpu"])]
+            dataset = str(Path(dataset).resolve()) if Path(dataset).exists() else dataset
+            subprocess.run([*launch, *self.arguments(name, dataset, str(output_dir))], cwd=FOLDER.parent, check=True)
+            self.folder.mkdir(exist_ok=True)
+            shutil.copy(output_dir / "training.json", self.folder / f"{name}.json")
+
+    def load_records(self) -> dict[str, dict]:
+        """Return the committed records, in the order of the trials."""
+        return {name: json.loads((self.folder / f"{name}.json").read_text()) for name in self.trials}
 
 
-TRIALS = {
-    BASE: Trial(change="none: half the widths of v0"),
-    "seed-1": Trial(change="another seed", seed=1),
-    "float32": Trial(change="float32 in place of bfloat16", mixed_precision="no"),
-    "two-processes": Trial(change="two processes with half of each batch each", processes=2),
-    "adamw": Trial(change="AdamW at batch 128 in place of Muon", recipe=("optimizer=adamw", "batch_size=128")),
-    "half-step": Trial(change="half the step of Muon", recipe=("weight_rms=0.003",)),
-    "one-rate": Trial(change="one learning rate for all parameters", recipe=("vector_rate_factor=1",)),
-    "no-decay": Trial(change="no weight decay", recipe=("weight_decay=0",)),
-    "smoothing-10": Trial(change="label smoothing of 0.1", recipe=("label_smoothing=0.1",)),
-    "crop-4": Trial(change="crops from a border of 4 pixels", recipe=("crop_padding=4",)),
-    "share-50": Trial(change="half of the images augmented", recipe=("augmented_share=0.5",)),
-    "epsilon-20": Trial(change="checkerboards of up to 0.2", recipe=("checkerboard_epsilon=[0,0.2]",)),
-    "no-dropout": Trial(change="no dropout behind the stem", stem_dropout=0.0),
-    "dropout-35": Trial(change="dropout of 0.35", stem_dropout=0.35),
-    "dropout-50": Trial(change="dropout of 0.5", stem_dropout=0.5),
-    "stem-48": Trial(change="twice the channels in the stem", stem_channels=48),
-    "three-stages": Trial(change="three stages, at the same cost", hidden_sizes="[28,64,216]", depths="[1,1,2]"),
-}
+V0 = Study(
+    title="What was tried for v0",
+    script="train/train_v0.py",
+    folder=RESULTS,
+    schedule=("warmup_epochs=1", "cosine_epochs=1", "restarts=0"),
+    net={"stem_channels": "24", "stem_dropout": "0.2", "hidden_sizes": "[32,80,144,248]", "depths": "[1,1,1,1]"},
+    trials={
+        BASE: Trial(change="none: half the widths of v0"),
+        "seed-1": Trial(change="another seed", seed=1),
+        "float32": Trial(change="float32 in place of bfloat16", mixed_precision="no"),
+        "two-processes": Trial(change="two processes with half of each batch each", processes=2),
+        "adamw": Trial(change="AdamW at batch 128 in place of Muon", recipe=("optimizer=adamw", "batch_size=128")),
+        "half-step": Trial(change="half the step of Muon", recipe=("weight_rms=0.003",)),
+        "one-rate": Trial(change="one learning rate for all parameters", recipe=("vector_rate_factor=1",)),
+        "no-decay": Trial(change="no weight decay", recipe=("weight_decay=0",)),
+        "smoothing-10": Trial(change="label smoothing of 0.1", recipe=("label_smoothing=0.1",)),
+        "crop-4": Trial(change="crops from a border of 4 pixels", recipe=("crop_padding=4",)),
+        "share-50": Trial(change="half of the images augmented", recipe=("augmented_share=0.5",)),
+        "epsilon-20": Trial(change="checkerboards of up to 0.2", recipe=("checkerboard_epsilon=[0,0.2]",)),
+        "no-dropout": Trial(change="no dropout behind the stem", net={"stem_dropout": "0.0"}),
+        "dropout-35": Trial(change="dropout of 0.35", net={"stem_dropout": "0.35"}),
+        "dropout-50": Trial(change="dropout of 0.5", net={"stem_dropout": "0.5"}),
+        "stem-48": Trial(change="twice the channels in the stem", net={"stem_channels": "48"}),
+        "three-stages": Trial(
+            change="three stages, at the same cost", net={"hidden_sizes": "[28,64,216]", "depths": "[1,1,2]"}
+        ),
+    },
+)
+
+V2 = Study(
+    title="What was tried for v2",
+    script="train/train_v2.py",
+    folder=RESULTS / "v2",
+    schedule=("warmup_epochs=1", "cosine_epochs=4", "batch_size=256"),
+    net={"hidden_sizes": "[56,120,160]"},
+    train_split="train[:22500]+train[45000:]",
+    mixed_precision="no",
+    trials={
+        BASE: Trial(change="none: half the widths of v2"),
+        "one-conv": Trial(
+            change="residual layers of one convolution, twice as many",
+            net={"layer_convolutions": "1", "depths": "[2,2,2]"},
+        ),
+        "shallow": Trial(
+            change="residual layers of one convolution, and wider",
+            net={"layer_convolutions": "1", "hidden_sizes": "[72,152,184]"},
+        ),
+        "relu": Trial(change="ReLU in place of GELU", net={"hidden_act": "relu"}),
+        "blur": Trial(change="the low-pass without a maximum before it", net={"downsampling": "blur"}),
+        "unwhitened": Trial(change="a stem that is drawn and trained", recipe=("whitening_epsilon=null",)),
+        "no-contrast": Trial(change="contrast not normalised", net={"contrast_epsilon": "null"}),
+        "white-2e-3": Trial(change="whitening with ε = 0.002", recipe=("whitening_epsilon=2e-3",)),
+        "white-1e-2": Trial(change="whitening with ε = 0.01", recipe=("whitening_epsilon=1e-2",)),
+    },
+)
 
 # The rows that a choice moves most; all twenty are in the records.
 SUMMARY_ROWS = {
@@ -87,25 +174,17 @@ SUMMARY_ROWS = {
 }
 
 
-def run_trial(name: str, dataset: str) -> None:
-    """Run one trial and keep its record."""
-    trial = TRIALS[name]
-    with tempfile.TemporaryDirectory() as folder:
-        output_dir = Path(folder) / name
-        launch = [sys.executable, "-m", "accelerate.commands.launch"]
-        launch += [*trial.launcher_arguments(), *([] if torch.cuda.is_available() else ["--cpu"])]
-        dataset = str(Path(dataset).resolve()) if Path(dataset).exists() else dataset
-        subprocess.run([*launch, *trial.arguments(dataset, str(output_dir))], cwd=FOLDER.parent, check=True)
-        RESULTS.mkdir(exist_ok=True)
-        shutil.copy(output_dir / "training.json", RESULTS / f"{name}.json")
+def render() -> str:
+    """ABLATIONS.md from the training records."""
+    v0, v2 = V0.load_records(), V2.load_records()
+    return "\n".join([*render_v0(v0), "", *restart_lines(), "", *render_v2(v2), ""])
 
 
-def render(records: dict[str, dict]) -> str:
-    """ABLATIONS.md from the training records, by trial."""
+def render_v0(records: dict[str, dict]) -> list[str]:
+    """Return the lines on what was tried for v0, from its records by trial."""
     base = records[BASE]
-    before = _summary_values(base)
-    lines = [
-        "# What was tried for v0",
+    return [
+        f"# {V0.title}",
         "",
         "Generated by `python -m nula.train.ablations` from the records in `ablations/`. Accuracy in percent on the",
         f"last {VALIDATION_IMAGES:,} images of CIFAR-10's training split, on which these runs were not trained, and",
@@ -120,29 +199,51 @@ def render(records: dict[str, dict]) -> str:
         "had been settled by trials like them in float32, of which commit 3432fd1 has the records; the other trials",
         "settled nothing.",
         "",
+        *study_lines(V0, records),
+    ]
+
+
+def render_v2(records: dict[str, dict]) -> list[str]:
+    """Return the lines on what was tried for v2, from its records by trial."""
+    base = records[BASE]
+    return [
+        f"# {V2.title}",
+        "",
+        f"Measured as those of v0, but trained in float32 on the first {base['dataset']['images']:,} images alone, for "
+        f"{len(base['epochs'])} epochs; records in",
+        f"`ablations/v2/`. The base has {base['parameters'] / 1e6:.2f} M parameters, and the changes of the net keep "
+        "its cost about the same.",
+        "",
+        *study_lines(V2, records),
+    ]
+
+
+def study_lines(study: Study, records: dict[str, dict]) -> list[str]:
+    """Return the table of a study's trials and their commands."""
+    lines = [
         "| trial | change | " + " | ".join(SUMMARY_ROWS.values()) + " | mean of all 20 rows |",
         "|---|---|" + "--:|" * (len(SUMMARY_ROWS) + 1),
     ]
-    commands = []
+    before, commands = _summary_values(records[BASE]), []
     for name, record in records.items():
-        trial = TRIALS[name]
         values = _summary_values(record)
         if name == BASE:
             cells = [f"{value:.2f}" for value in values]
         else:
             cells = [f"{value - base_value:+.2f}".replace("-", "−") for value, base_value in zip(values, before)]
-        lines.append(f"| {name} | {trial.change} | {' | '.join(cells)} |")
-        arguments = [*trial.launcher_arguments(), *trial.arguments("cifar10", name)]
+        lines.append(f"| {name} | {study.trials[name].change} | {' | '.join(cells)} |")
+        arguments = [*study.launcher_arguments(name), *study.arguments(name, "cifar10", name)]
         arguments = ["--cpu", *arguments] if record["hardware"]["device"] == "cpu" else arguments
         commands.append(f"accelerate launch {shlex.join(arguments)}")
-    lines += ["", "The commands:", "", "```", *commands, "```", "", *restart_lines(), ""]
-    return "\n".join(lines)
+    return [*lines, "", "The commands:", "", "```", *commands, "```"]
 
 
 def _summary_values(record: dict) -> list[float]:
     """Accuracy in percent under SUMMARY_ROWS, and the mean over all."""
-    accuracy = record["validation"]
-    return [*(accuracy[row] for row in SUMMARY_ROWS), sum(accuracy.values()) / len(accuracy)]
+    # A part of the training split is not known to be of CIFAR-10, and its clean row has the title of other data.
+    accuracy = {row.replace("Clean (CIFAR-10 Test)", "Clean"): value for row, value in record["validation"].items()}
+    rows = [row.replace("Clean (CIFAR-10 Test)", "Clean") for row in SUMMARY_ROWS]
+    return [*(accuracy[row] for row in rows), sum(accuracy.values()) / len(accuracy)]
 
 
 def restart_lines() -> list[str]:
@@ -174,19 +275,15 @@ def _table(accuracies: dict[str, dict[str, float]]) -> str:
     return markdown_table("run", [SUMMARY_ROWS[row] for row in rows], cells)
 
 
-def load_records() -> dict[str, dict]:
-    """The committed records, in the order of TRIALS."""
-    return {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in TRIALS}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m nula.train.ablations", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default=CIFAR10, help="Hub id, or a folder of the same layout")
     arguments = parser.parse_args()
-    for name in TRIALS:
-        if not (RESULTS / f"{name}.json").exists():
-            run_trial(name, arguments.dataset)
-    (FOLDER / "ABLATIONS.md").write_text(render(load_records()))
+    for study in (V0, V2):
+        for name in study.trials:
+            if not (study.folder / f"{name}.json").exists():
+                study.run(name, arguments.dataset)
+    (FOLDER / "ABLATIONS.md").write_text(render())
 
 
 if __name__ == "__main__":

@@ -21,4 +21,4 @@ python3 -m accelerate.commands.launch --num_machines 1 --num_processes 1 --mixed
     --dynamo_backend "${DYNAMO_BACKEND:-inductor}" \
     train/train_v2.py --dataset "$dataset" --output_dir "$output" --minutes "$minutes" \
     --recipe batch_size=1024 views=2 consistency_weight=4 label_smoothing=0.1 \
-    --config 'hidden_sizes=[192,304,320]' 'depths=[2,1,1]' "$@"
+    --config 'hidden_sizes=[192,288,304]' 'depths=[2,1,1]' "$@"
