@@ -106,13 +106,13 @@ class NulaStem(nn.Module):
     def __init__(self, config: NulaConfig):
         super().__init__()
         epsilon = config.contrast_epsilon
-        self.normalization = nn.Identity() if epsilon is None else NulaContrastNormalization(epsilon)
+        self.contrast = nn.Identity() if epsilon is None else NulaContrastNormalization(epsilon)
         self.convolution = nn.Conv2d(config.num_channels, config.stem_channels, kernel_size=3, padding=1)
         self.activation = ACTIVATIONS[config.hidden_act]
         self.dropout = nn.Dropout(config.stem_dropout)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.activation(self.convolution(self.normalization(pixels))))
+        return self.dropout(self.activation(self.convolution(self.contrast(pixels))))
 
 
 class NulaResidualLayer(NulaConvLayer):

@@ -60,12 +60,17 @@ def without_options(parts: list[str], *options: str) -> list[str]:
     return [part for before, part in zip(["", *parts], parts) if part not in options and before not in options]
 
 
-def command_again(program: str, arguments: list[str]) -> str:
-    """The command that does the whole run again: without resuming and pushing it, and with paths made public."""
+def separated(arguments: list[str]) -> list[str]:
+    """Return the arguments with --option=value as two, the option and its value."""
     parts = []
     for argument in arguments:
         parts.extend(argument.split("=", 1) if argument.startswith("--") else [argument])
-    parts = without_options(parts, "--hub_model_id", "--hub_tag")
+    return parts
+
+
+def command_again(program: str, arguments: list[str]) -> str:
+    """The command that does the whole run again: without resuming and pushing it, and with paths made public."""
+    parts = without_options(separated(arguments), "--hub_model_id", "--hub_tag")
     parts = [part for part in parts if part not in ("--resume", "--push_to_hub", "--hub_private_repo")]
     public = [
         _public_path(part) if before in PATH_OPTIONS else public_argument(part)

@@ -22,7 +22,7 @@ from nula.model_card.card import hub_dataset
 from nula.modeling_nula import NulaForImageClassification
 from nula.publishing.hub import Target, check_hub
 from nula.records.provenance import command_again, public_argument
-from nula.runtime.arguments import assigned, at_least
+from nula.runtime.arguments import assigned, at_least, positive
 from nula.train.checks import check_environment, check_setting
 from nula.train.launch import build_parser, start_accelerator
 from nula.train.recipe import V0, Recipe
@@ -205,6 +205,9 @@ def of_settings() -> dict[str, Case]:
         "--recipe batch_size=1e3": partial(recipe, "batch_size=1e3"),
         "--recipe speed=9": partial(recipe, "speed=9"),
         "--config hidden_sizes=[8,-8]": partial(configured, "hidden_sizes=[8,-8]"),
+        "--minutes -1": lambda: str(positive("-1")),
+        "--minutes soon": lambda: str(positive("soon")),
+        "--minutes nan": lambda: str(positive("nan")),
         "--seed 4294967296": lambda: str(at_least(0, 2**32 - 1)("4294967296")),
         "--report_to tensorboard,nothing": partial(reported, "tensorboard,nothing"),
         "gradients accumulated by the environment": partial(launched, ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4"),

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from conftest import ROOT, SAMPLE
 from test_training import train_here
+from torch.utils.flop_counter import FlopCounterMode
 
 from nula.configuration_nula import NulaConfig
 from nula.data import Split, to_pixels
@@ -23,6 +25,7 @@ from nula.train.budget import TimeBudget, epochs_within
 from nula.train.net import parameter_groups, whiten_stem
 from nula.train.recipe import V0, V2
 from nula.train.run import Run, RunSettings, divergence
+from nula.train.train_v2 import ARCHITECTURE
 
 RECIPE = replace(V2, batch_size=64, cosine_epochs=1)
 NET = {"stem_channels": 6, "hidden_sizes": (8, 12), "depths": (1, 0), "downsampling": "max_blur", "hidden_act": "gelu"}
@@ -89,6 +92,17 @@ def test_minutes_into_which_no_epoch_fits_are_refused_with_the_figure(train_spli
     assert not (tmp_path / "checkpoint.timed").exists()
 
 
+def test_two_processes_agree_about_the_epochs_that_fit(tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "train/train_v2.py"]
+    command += ["--dataset", str(SAMPLE), "--output_dir", str(tmp_path / "run"), "--minutes", "0.6"]
+    command += ["--recipe", "batch_size=64", "--config", "hidden_sizes=[8,12]", "depths=[0,0]", "stem_channels=6"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    record = json.loads((tmp_path / "run" / "training.json").read_text())  # check_agreement compared the weights
+    assert record["hardware"]["processes"] == 2
+    assert len(record["epochs"]) == record["recipe"]["warmup_epochs"] + record["recipe"]["cosine_epochs"]
+
+
 def test_epochs_are_as_many_as_fit():
     budget = TimeBudget(10, 0.0)
     assert epochs_within(budget, left=100, epoch=9, final=10, least=2, done=0) == 10
@@ -125,7 +139,7 @@ def test_a_whitened_stem_answers_to_images_with_uncorrelated_responses(train_spl
     whiten_stem(model, train_split.images, 1e-6)
     stem = model.nula.stem
     assert not stem.convolution.weight.requires_grad
-    inside = stem.normalization(normalize(to_pixels(train_split.images)))
+    inside = stem.contrast(normalize(to_pixels(train_split.images)))
     responses = torch.nn.functional.conv2d(inside, stem.convolution.weight)  # without padding
     flat = responses.transpose(0, 1).flatten(1)
     covariance = flat @ flat.T / flat.shape[1]
@@ -179,3 +193,22 @@ def test_the_run_on_a_gpu_is_ready(tmp_path):
     assert record["weights_sha256"] == weights_sha256(brought) == weights_sha256(output)
     assert len(record["epochs"]) == 4
     assert "skipped" in finished.stdout
+    assert "--minutes" not in record["command"]
+    assert f"--recipe cosine_epochs={record['recipe']['cosine_epochs']} batch_size=64 views=2" in record["command"]
+    assert "with another cosine_epochs" not in json.loads((brought / "release.json").read_text())["summary"]
+
+
+def test_the_net_for_a_gpu_has_at_most_six_million_parameters():
+    script = (ROOT / "train/train_v2_gpu.sh").read_text()
+    fields = {name: json.loads(value) for name, value in re.findall(r"'(\w+)=(\[[\d,]+\])'", script)}
+    assert fields.keys() == {"hidden_sizes", "depths"}
+    costs = []
+    for changes in ({}, fields):
+        model = NulaForImageClassification(NulaConfig(**(ARCHITECTURE | changes))).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.zeros(1, 3, 32, 32))
+        costs.append((model.num_parameters(), counter.get_total_flops() / 2))  # multiply-adds
+    (parameters, on_cpu), (larger, on_gpu) = costs
+    assert parameters < larger <= 6e6
+    assert on_cpu <= 300e6
+    assert on_cpu < on_gpu <= 1.5e9

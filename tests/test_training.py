@@ -838,6 +838,17 @@ def test_training_learns(tiny_model, train_split, tmp_path):
         (("--report_to", "tensorboard,wandbb"), "error: --report_to wandbb is not installed; installed trackers: "),
         (("--recipe", "learning_rate=NaN"), "error: recipe 'v0': learning_rate is nan, must be a positive number"),
         (("--recipe", "weight_decay=-1"), "error: recipe 'v0': weight_decay is -1, must be a number >= 0"),
+        (
+            ("--minutes", "2", "--recipe", "cosine_epochs=3"),
+            "error: --minutes choose the cosine_epochs; leave them out of",
+        ),
+        (("--recipe", 'resize_kernels=["cubic"]'), "error: recipe 'v0': resize_kernels is ('cubic',), must be some of"),
+        (("--recipe", "noise_sigma=0.1"), "error: recipe 'v0': noise_sigma is 0.1, must be 0 <= low <= high"),
+        (("--recipe", "cutout_size=0"), "error: recipe 'v0': cutout_size is 0, must be an integer >= 1"),
+        (("--recipe", "views=0"), "error: recipe 'v0': views is 0, must be an integer >= 1"),
+        (("--recipe", "augmix_share=2"), "error: recipe 'v0': augmix_share is 2, must be in [0, 1]"),
+        (("--recipe", "whitening_epsilon=0"), "error: recipe 'v0': whitening_epsilon is 0, must be None or positive"),
+        (("--config", "downsampling=max"), "error: downsampling must be one of blur, max_blur, got 'max'"),
         (("--dataset", "data/../my digits"), "error: --dataset data/../my digits: there is no such folder; give a fo"),
     ],
 )

@@ -141,8 +141,11 @@ def gather_inputs(
     """
     make_start = initialization.load(arguments)
     allowed = [field.name for field in fields(version.recipe) if field.name != "name"]
+    changes = assigned(arguments.recipe, allowed, "--recipe")
+    if budget is not None and "cosine_epochs" in changes:
+        raise ValueError("--minutes choose the cosine_epochs; leave them out of --recipe.")
     settings = RunSettings(
-        recipe=replace(version.recipe, **assigned(arguments.recipe, allowed, "--recipe")),
+        recipe=replace(version.recipe, **changes),
         output_dir=arguments.output_dir,
         seed=arguments.seed,
         max_steps=arguments.max_steps,

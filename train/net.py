@@ -104,7 +104,7 @@ def whiten_stem(model: NulaForImageClassification, images: torch.Tensor, epsilon
             f"stem_channels is {len(convolution.weight)}, must be even and at most {2 * values} for whitening_epsilon."
         )
     pixels = normalize(to_pixels(images[:WHITENING_IMAGES])).to(model.device)
-    patches = F.unfold(model.nula.stem.normalization(pixels), kernel_size=3)  # (N, values, places)
+    patches = F.unfold(model.nula.stem.contrast(pixels), kernel_size=3)  # (N, values, places)
     covariance = torch.einsum("nip,njp->ij", patches, patches) / (patches.shape[0] * patches.shape[2])
     # In double precision on the CPU; a component's sign is arbitrary, and both are taken.
     variances, components = torch.linalg.eigh(covariance.double().cpu())  # in rising order, components in columns

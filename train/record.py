@@ -17,6 +17,8 @@ from nula.records.provenance import (
     library_versions,
     public_argument,
     public_name,
+    separated,
+    without_options,
 )
 from nula.records.release import LOCAL, Release, Results
 from nula.records.weights import weights_sha256
@@ -86,7 +88,7 @@ def training_record(
         "weights_sha256": weights_sha256(settings.output_dir),
         "recipe": asdict(settings.recipe),
         "architecture": architecture(model.config),
-        "command": command_again("accelerate launch", sys.argv),
+        "command": command_again("accelerate launch", _arguments(settings)),
         "initial_weights_sha256": None if parent is None else parent.weights_sha256,
         "parent_option": None if parent is None else parent.option,
         "head": None if parent is None else parent.head,
@@ -123,6 +125,18 @@ def release_of(inputs: RunInputs, hub_id: str | None) -> Release:
         script=version.script,
         recipe=asdict(inputs.settings.recipe),
     )
+
+
+def _arguments(settings: RunSettings) -> list[str]:
+    """The command line of this process; with the number of epochs in place of minutes that they were fitted to."""
+    if settings.budget is None:
+        return sys.argv
+    parts = without_options(separated(sys.argv), "--minutes")
+    if "--recipe" not in parts:
+        parts.append("--recipe")
+    last = len(parts) - 1 - parts[::-1].index("--recipe")  # of several, the one that counts
+    parts.insert(last + 1, f"cosine_epochs={settings.recipe.cosine_epochs}")
+    return parts
 
 
 def _summary(inputs: RunInputs, name: str) -> str:
