@@ -33,6 +33,15 @@ from nula.records.weights import weights_sha256
 ROOT = Path(__file__).parents[1]
 SAMPLE = Path(__file__).parent / "data" / "cifar10_sample"  # the first 320 and 200 images of CIFAR-10's two splits
 CAT = ROOT / "examples" / "cat.png"
+V2_LIKE = {
+    "stem_channels": 6,
+    "hidden_sizes": (8, 12, 16),
+    "depths": (2, 1, 1),
+    "layer_convolutions": 2,
+    "hidden_act": "gelu",
+    "downsampling": "max_blur",
+    "contrast_epsilon": 0.1,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +72,12 @@ def tiny_model() -> NulaForImageClassification:
     torch.manual_seed(0)
     config = NulaConfig(stem_channels=4, hidden_sizes=(8, 12, 16), depths=(1, 0, 1))
     return NulaForImageClassification(config).eval()
+
+
+@pytest.fixture(params=["as v1", "as v2"])
+def either_model(request: pytest.FixtureRequest, tiny_model: NulaForImageClassification) -> NulaForImageClassification:
+    """A tiny net of each form."""
+    return tiny_model if request.param == "as v1" else NulaForImageClassification(NulaConfig(**V2_LIKE)).eval()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import inputs_tuning
 import pytest
 import torch
-from conftest import ROOT, SAMPLE, run_without_nula
+from conftest import ROOT, SAMPLE, V2_LIKE, run_without_nula
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -112,9 +112,11 @@ def drawn(config: NulaConfig, dtype: torch.dtype = torch.float32) -> NulaForImag
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("form", [{}, V2_LIKE], ids=["as v1", "as v2"])
 @pytest.mark.parametrize("depths", [(0,), (3,), (1, 0, 2), (2, 2, 2, 2)])
-def test_nets_of_any_depth_keep_their_answers(depths, dtype, pixels):
-    config = NulaConfig(stem_channels=4, hidden_sizes=(8, 12, 16, 20)[: len(depths)], depths=depths)
+def test_nets_of_any_depth_keep_their_answers(depths, form, dtype, pixels):
+    net = {"stem_channels": 4, "hidden_sizes": (8, 12, 16, 20)[: len(depths)], "depths": depths}
+    config = NulaConfig(**(form | net))
     model, inputs = drawn(config, dtype), normalize(pixels).to(dtype)
     with torch.no_grad():
         before = model(inputs).logits

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CAT, ROOT, run_without_nula
+from conftest import CAT, ROOT, V2_LIKE, run_without_nula
 from hub import Hub
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -24,15 +24,6 @@ from nula.modeling_nula import (
 )
 from nula.records.weights import load_model
 
-V2_LIKE = {
-    "stem_channels": 6,
-    "hidden_sizes": (8, 12, 16),
-    "depths": (2, 1, 1),
-    "layer_convolutions": 2,
-    "hidden_act": "gelu",
-    "downsampling": "max_blur",
-    "contrast_epsilon": 0.1,
-}
 SMALL = {"stem_channels": 4, "hidden_sizes": (8, 12), "depths": (1, 0)}
 
 
@@ -193,11 +184,11 @@ def test_other_problems_are_refused(settings):
         NulaForImageClassification(NulaConfig(hidden_sizes=(8,), depths=(0,), **settings))
 
 
-def test_per_sample_jacobians(tiny_model, pixels):
+def test_per_sample_jacobians(either_model, pixels):
     inputs = normalize(pixels[:2])
 
     def logits(image):
-        return tiny_model(image.unsqueeze(0)).logits[0]
+        return either_model(image.unsqueeze(0)).logits[0]
 
     jacobians = torch.func.vmap(torch.func.jacrev(logits))(inputs)  # (2, 10, 3, 32, 32)
     step = torch.zeros_like(inputs[0])
@@ -206,18 +197,18 @@ def test_per_sample_jacobians(tiny_model, pixels):
     torch.testing.assert_close(jacobians[1, :, 1, 10, 20], slope)
 
 
-def test_compile_export_bfloat16_and_channels_last(tiny_model, pixels):
+def test_compile_export_bfloat16_and_channels_last(either_model, pixels):
     inputs = normalize(pixels)
     with torch.no_grad():
-        expected = tiny_model(inputs).logits
-        compiled = torch.compile(tiny_model, backend="aot_eager", fullgraph=True)(inputs).logits
+        expected = either_model(inputs).logits
+        compiled = torch.compile(either_model, backend="aot_eager", fullgraph=True)(inputs).logits
         torch.testing.assert_close(compiled, expected)
         batch = torch.export.Dim("batch", min=2, max=64)
-        program = torch.export.export(tiny_model, (inputs[:3],), dynamic_shapes=({0: batch},), strict=False)
+        program = torch.export.export(either_model, (inputs[:3],), dynamic_shapes=({0: batch},), strict=False)
         torch.testing.assert_close(program.module()(inputs).logits, expected)
-        channels_last = tiny_model.to(memory_format=torch.channels_last)
+        channels_last = either_model.to(memory_format=torch.channels_last)
         torch.testing.assert_close(channels_last(inputs.to(memory_format=torch.channels_last)).logits, expected)
-        half = tiny_model.to(torch.bfloat16)(inputs.bfloat16()).logits
+        half = either_model.to(torch.bfloat16)(inputs.bfloat16()).logits
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), expected, atol=0.05, rtol=0.05)
 
@@ -232,42 +223,42 @@ def test_golden_logits_of_the_released_weights(version, pixels):
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(tiny_model, pixels, reentrant):
+def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(either_model, pixels, reentrant):
     """Of two batches in a row: the second backward pass would meet statistics that the first has counted twice."""
-    for module in tiny_model.modules():
+    for module in either_model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.0)  # else the residual layers have no gradient
-    tiny_model.train()
-    state = {name: value.clone() for name, value in tiny_model.state_dict().items()}
+    either_model.train()
+    state = {name: value.clone() for name, value in either_model.state_dict().items()}
 
     def train() -> dict[str, torch.Tensor]:
-        tiny_model.load_state_dict(state)
-        tiny_model.zero_grad()
+        either_model.load_state_dict(state)
+        either_model.zero_grad()
         for seed, batch in enumerate(normalize(pixels).split(8)):
             torch.manual_seed(seed)
-            tiny_model(batch, labels=torch.arange(8)).loss.backward()
-        gradients = {f"gradient of {name}": value.grad.clone() for name, value in tiny_model.named_parameters()}
-        return gradients | {name: value.clone() for name, value in tiny_model.named_buffers()}
+            either_model(batch, labels=torch.arange(8)).loss.backward()
+        gradients = {f"gradient of {name}": value.grad.clone() for name, value in either_model.named_parameters()}
+        return gradients | {name: value.clone() for name, value in either_model.named_buffers()}
 
     expected = train()
     assert expected["nula.stages.2.layers.0.normalization.num_batches_tracked"] == 2
     calls = []
-    for stage in tiny_model.nula.stages:
+    for stage in either_model.nula.stages:
         stage.register_forward_pre_hook(lambda *_: calls.append("stage"))
-    tiny_model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    assert tiny_model.is_gradient_checkpointing
+    either_model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert either_model.is_gradient_checkpointing
     checkpointed = train()
     assert len(calls) == 12  # each stage twice for each batch
     assert checkpointed.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(expected[name], checkpointed[name])] == []
 
     calls.clear()
-    tiny_model.gradient_checkpointing_disable()
+    either_model.gradient_checkpointing_disable()
     train()
     assert len(calls) == 6
-    tiny_model.gradient_checkpointing_enable()
+    either_model.gradient_checkpointing_enable()
     calls.clear()
-    tiny_model.eval()(normalize(pixels)).logits.sum().backward()
+    either_model.eval()(normalize(pixels)).logits.sum().backward()
     assert len(calls) == 3  # evaluation computes nothing twice
 
 
