@@ -7,8 +7,6 @@ from typing import Any
 from transformers import PretrainedConfig
 
 CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-ACTIVATIONS = ("relu", "gelu")
-DOWNSAMPLINGS = ("blur", "max_blur")
 AUTO_MAP = {
     "AutoConfig": "configuration_nula.NulaConfig",
     "AutoModel": "modeling_nula.NulaModel",
@@ -17,7 +15,7 @@ AUTO_MAP = {
 
 
 class NulaConfig(PretrainedConfig):
-    """The whole architecture in nine fields; the defaults give 5.06 M parameters and 145 M multiply-adds at 32x32.
+    """The whole architecture in seven fields; the defaults give 5.06 M parameters and 145 M multiply-adds at 32x32.
 
     The network is a stem convolution at the input resolution and then one stage for each entry of `hidden_sizes`.
     A stage widens the features by a convolution at its incoming resolution, halves the resolution behind a binomial
@@ -30,9 +28,6 @@ class NulaConfig(PretrainedConfig):
         hidden_sizes: channels of each stage. Each stage halves height and width, rounding up.
         depths: residual layers of each stage after its downsampling; 0 is allowed. As long as `hidden_sizes`.
         layer_convolutions: convolutions of a residual layer: 1, or 2 as in the basic block of K. He et al. (2016).
-        hidden_act: the non-linearity: "relu", or "gelu" (D. Hendrycks and K. Gimpel, 2016).
-        downsampling: "blur" for the low-pass alone, behind the non-linearity; "max_blur" for the maximum of 2x2 at
-            every place and then the low-pass, before normalisation and non-linearity (R. Zhang's MaxBlurPool, 2019).
         contrast_epsilon: if given, each image enters the network with its contrast normalised: less the mean of each
             channel, over twice (its standard deviation over all values + this), in units of pixel_values. The smaller,
             the more the contrast of flat images is raised. None leaves images as they are.
@@ -52,8 +47,6 @@ class NulaConfig(PretrainedConfig):
         hidden_sizes: tuple[int, ...] = (64, 160, 288, 496),
         depths: tuple[int, ...] = (1, 1, 1, 1),
         layer_convolutions: int = 1,
-        hidden_act: str = "relu",
-        downsampling: str = "blur",
         contrast_epsilon: float | None = None,
         **kwargs,
     ):
@@ -69,12 +62,12 @@ class NulaConfig(PretrainedConfig):
                 f"depths has {len(self.depths)} entries and hidden_sizes {len(self.hidden_sizes)}; "
                 "each stage needs one of both."
             )
-        self.layer_convolutions = _require_one_of("layer_convolutions", layer_convolutions, (1, 2))
-        self.hidden_act = _require_one_of("hidden_act", hidden_act, ACTIVATIONS)
-        self.downsampling = _require_one_of("downsampling", downsampling, DOWNSAMPLINGS)
+        self.layer_convolutions = require_integer("layer_convolutions", layer_convolutions, minimum=1)
+        if self.layer_convolutions > 2:
+            raise ValueError(f"layer_convolutions must be 1 or 2, got {layer_convolutions!r}.")
         if contrast_epsilon is not None:
             require_positive("contrast_epsilon", contrast_epsilon)
-        self.contrast_epsilon = contrast_epsilon
+        self.contrast_epsilon = None if contrast_epsilon is None else float(contrast_epsilon)
         if "id2label" not in kwargs and "num_labels" not in kwargs:
             kwargs["id2label"] = dict(enumerate(CIFAR10_LABELS))
             kwargs["label2id"] = {label: index for index, label in enumerate(CIFAR10_LABELS)}
@@ -138,12 +131,6 @@ def require_fraction(name: str, value: Any) -> None:
     """Raise a ValueError that begins with `name` unless `value` is a number between 0 and 1, both excluded."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < 1:
         raise ValueError(f"{name} must be between 0 and 1, got {value!r}.")
-
-
-def _require_one_of(name: str, value: Any, allowed: tuple) -> Any:
-    if value not in allowed or isinstance(value, bool):
-        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}.")
-    return value
 
 
 def _require_integers(name: str, values: Any, minimum: int) -> list[int]:

@@ -29,8 +29,10 @@ def normalize(pixels: Array, mean: Sequence[float] = IMAGE_MEAN, std: Sequence[f
         mean, std = (np.array(values, dtype=pixels.dtype).reshape(-1, 1, 1) for values in (mean, std))
         centred = pixels - mean
         return np.divide(centred, std, out=centred)  # more memory would cost more than the division
+    # Made on the CPU and sent after the work that waits, as a tensor made on a GPU would wait for it.
     mean, std = (
-        torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(-1, 1, 1) for values in (mean, std)
+        torch.tensor(values, dtype=pixels.dtype).view(-1, 1, 1).to(pixels.device, non_blocking=True)
+        for values in (mean, std)
     )
     return (pixels - mean) / std
 

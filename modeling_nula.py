@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from .smoothing_nula import certify  # noqa: F401
 
 MINIMUM_SIDE = 16  # pixels
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}  # by the name that the configuration gives
 HEAD = "classifier."  # how the names of the classifier's tensors begin
 
 
@@ -48,33 +47,15 @@ class NulaBlurPool(nn.Module):
 
 
 class NulaConvLayer(nn.Module):
-    """3x3 convolution, batch normalisation, non-linearity, at constant resolution."""
+    """3x3 convolution, batch normalisation, ReLU, at constant resolution."""
 
-    def __init__(self, in_channels: int, out_channels: int, activation: str):
+    def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
         self.normalization = nn.BatchNorm2d(out_channels)
-        self.activation = ACTIVATIONS[activation]
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.activation(self.normalization(self.convolution(features)))
-
-
-class NulaMaxBlurLayer(NulaConvLayer):
-    """3x3 convolution, maximum of 2x2 at every place, blur and subsampling, batch normalisation, non-linearity.
-
-    The maximum is the non-linearity before the low-pass: it keeps whatever fine detail the convolution found, wherever
-    it lies. (B, C, H, W) -> (B, C, floor(H/2), floor(W/2)), whose places are midway between two of the input's along
-    each axis, so that mirroring the input mirrors the output.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, activation: str):
-        super().__init__(in_channels, out_channels, activation)
-        self.blur = NulaBlurPool()
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        features = F.max_pool2d(self.convolution(features), kernel_size=2, stride=1)  # (B, C, H - 1, W - 1)
-        return self.activation(self.normalization(self.blur(features)))
+        return F.relu(self.normalization(self.convolution(features)))
 
 
 class NulaContrastNormalization(nn.Module):
@@ -92,12 +73,13 @@ class NulaContrastNormalization(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         # In float32 whatever the autocast: the result decides how bright all features are.
         centred = pixels - pixels.mean(dim=(2, 3), keepdim=True)
-        deviation = centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        variance = centred.square().mean(dim=(1, 2, 3), keepdim=True)
+        deviation = variance.clamp(min=1e-12).sqrt()  # the square root of 0 has no gradient
         return centred / (2 * (deviation + self.epsilon))
 
 
 class NulaStem(nn.Module):
-    """3x3 convolution with bias, non-linearity, dropout, at the input resolution.
+    """3x3 convolution with bias, ReLU, dropout, at the input resolution.
 
     Without batch normalisation, which would lift filters of fine detail, faint in natural images, to the strength of
     coarse ones, and noise with them. The dropout, in training alone, keeps later layers from resting on single pixels.
@@ -108,56 +90,47 @@ class NulaStem(nn.Module):
         epsilon = config.contrast_epsilon
         self.contrast = nn.Identity() if epsilon is None else NulaContrastNormalization(epsilon)
         self.convolution = nn.Conv2d(config.num_channels, config.stem_channels, kernel_size=3, padding=1)
-        self.activation = ACTIVATIONS[config.hidden_act]
         self.dropout = nn.Dropout(config.stem_dropout)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.activation(self.convolution(self.contrast(pixels))))
+        return self.dropout(F.relu(self.convolution(self.contrast(pixels))))
 
 
 class NulaResidualLayer(NulaConvLayer):
-    """activation(x + BN(conv(x))); with ReLU the identity on non-negative features at initialisation.
+    """relu(x + BN(conv(x))); the identity on non-negative features at initialisation, where the BN scale is 0."""
 
-    The scale of the batch normalisation begins at 0.
-    """
-
-    def __init__(self, channels: int, activation: str):
-        super().__init__(channels, channels, activation)
+    def __init__(self, channels: int):
+        super().__init__(channels, channels)
         self.normalization.initial_scale = 0.0  # read by _init_weights
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.activation(features + self.normalization(self.convolution(features)))
+        return F.relu(features + self.normalization(self.convolution(features)))
 
 
 class NulaResidualBlock(NulaResidualLayer):
-    """activation(x + BN(conv(activation(BN(conv(x))))))."""
+    """relu(x + BN(conv(relu(BN(conv(x)))))), the basic block of He et al., at initialisation the identity likewise."""
 
-    def __init__(self, channels: int, activation: str):
-        super().__init__(channels, activation)
-        self.inner = NulaConvLayer(channels, channels, activation)
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.inner = NulaConvLayer(channels, channels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.activation(features + self.normalization(self.convolution(self.inner(features))))
+        return F.relu(features + self.normalization(self.convolution(self.inner(features))))
 
 
 class NulaStage(nn.Module):
     """Widen at the incoming resolution, blur and halve, then refine by residual layers.
 
-    A non-linearity comes before the low-pass in either form: fine detail is first turned into features whose presence
-    survives the blur, instead of being removed by it.
+    The non-linear widening comes before the low-pass: fine detail is first turned into features whose presence survives
+    the blur, instead of being removed by it.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, depth: int, config: NulaConfig):
+    def __init__(self, in_channels: int, out_channels: int, depth: int, layer_convolutions: int):
         super().__init__()
-        activation = config.hidden_act
-        if config.downsampling == "max_blur":
-            self.widening = NulaMaxBlurLayer(in_channels, out_channels, activation)
-            self.downsampling = nn.Identity()
-        else:
-            self.widening = NulaConvLayer(in_channels, out_channels, activation)
-            self.downsampling = NulaBlurPool()
-        layer = NulaResidualBlock if config.layer_convolutions == 2 else NulaResidualLayer
-        self.layers = nn.Sequential(*[layer(out_channels, activation) for _ in range(depth)])
+        self.widening = NulaConvLayer(in_channels, out_channels)
+        self.downsampling = NulaBlurPool()
+        layer = NulaResidualBlock if layer_convolutions == 2 else NulaResidualLayer
+        self.layers = nn.Sequential(*[layer(out_channels) for _ in range(depth)])
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.layers(self.downsampling(self.widening(features)))
@@ -187,7 +160,7 @@ class NulaPreTrainedModel(PreTrainedModel):
     base_model_prefix = "nula"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["NulaConvLayer", "NulaMaxBlurLayer", "NulaResidualLayer", "NulaResidualBlock"]  # noqa: RUF012 (the base class's own form)
+    _no_split_modules = ["NulaConvLayer", "NulaResidualLayer", "NulaResidualBlock"]  # noqa: RUF012 (the base class's own form)
 
     @classmethod
     def from_pretrained(
@@ -306,7 +279,7 @@ class NulaModel(NulaPreTrainedModel):
         self.stem = NulaStem(config)
         widths = [config.stem_channels, *config.hidden_sizes]
         self.stages = nn.ModuleList(
-            NulaStage(in_channels, out_channels, depth, config)
+            NulaStage(in_channels, out_channels, depth, config.layer_convolutions)
             for in_channels, out_channels, depth in zip(widths, widths[1:], config.depths)
         )
         self.post_init()

@@ -12,8 +12,9 @@ def mix_sentences(recipe: Mapping[str, Any]) -> str:
     told = []
     if recipe.get("augmix_share"):
         told.append(
-            f"Before that, a share of {recipe['augmix_share']} of each batch went through AugMix's chains (rotation, "
-            "shear, translation, autocontrast, equalize, posterize, solarize; D. Hendrycks et al., ICLR 2020)."
+            f"Between the crop and that, a share of {recipe['augmix_share']} of each batch went through AugMix's "
+            "chains (rotation, shear, translation, autocontrast, equalize, posterize, solarize; D. Hendrycks et al., "
+            "ICLR 2020)."
         )
     if recipe.get("channel_mixing_probability"):
         told.append(
@@ -32,8 +33,10 @@ def mix_sentences(recipe: Mapping[str, Any]) -> str:
             f"With probability {recipe['cutout_probability']} a gray square of {size}×{size} pixels hid a part."
         )
     if told:
-        told.append("Of the common corruptions the training knows noise, blur and resampling, in these forms alone.")
-    if recipe.get("views", 1) > 1:
+        told.append(
+            "Of the common corruptions the training knows noise, blur, resampling and low saturation, in these forms."
+        )
+    if recipe.get("views", 1) > 1 and recipe["consistency_weight"]:
         told.append(
             f"Each image was shown in {recipe['views']} such augmentations at once, and the loss had the Jensen-"
             f"Shannon divergence of the answers to them beside it, times {recipe['consistency_weight']}."

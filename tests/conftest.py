@@ -38,8 +38,6 @@ V2_LIKE = {
     "hidden_sizes": (8, 12, 16),
     "depths": (2, 1, 1),
     "layer_convolutions": 2,
-    "hidden_act": "gelu",
-    "downsampling": "max_blur",
     "contrast_epsilon": 0.1,
 }
 

@@ -28,7 +28,7 @@ from nula.train.run import Run, RunSettings, divergence
 from nula.train.train_v2 import ARCHITECTURE
 
 RECIPE = replace(V2, batch_size=64, cosine_epochs=1)
-NET = {"stem_channels": 6, "hidden_sizes": (8, 12), "depths": (1, 0), "downsampling": "max_blur", "hidden_act": "gelu"}
+NET = {"stem_channels": 6, "hidden_sizes": (8, 12), "depths": (1, 0)}
 
 
 def net() -> NulaForImageClassification:
@@ -109,7 +109,7 @@ def test_epochs_are_as_many_as_fit():
     assert epochs_within(budget, left=100, epoch=9, final=11, least=2, done=0) == 9
     assert epochs_within(budget, left=100, epoch=9, final=11, least=2, done=0.5) == 10
     assert epochs_within(budget, left=29, epoch=9, final=11, least=2, done=0) == 2
-    with pytest.raises(ValueError, match="needs 10 minutes"):  # 582 s are gone, 27 s more are needed
+    with pytest.raises(ValueError, match=r"needs 10\.\d\d minutes"):  # 582 s are gone, 27 s more are needed
         epochs_within(budget, left=18, epoch=8, final=11, least=2, done=0)
 
 
@@ -188,16 +188,15 @@ def test_the_run_on_a_gpu_is_ready(tmp_path):
     record = json.loads((brought / "training.json").read_text())
     assert record["minutes"] == 1
     assert record["max_steps"] == 20
-    assert record["recipe"]["cosine_epochs"] >= 4
     assert record["recipe"]["views"] == 2
     parts = sorted(brought.glob("model.safetensors.*"))
     assert b"".join(part.read_bytes() for part in parts) == (output / "model.safetensors").read_bytes()
     assert record["weights_sha256"] == weights_sha256(output)
-    assert len(record["epochs"]) == 4
-    assert "skipped" in finished.stdout
+    assert len(record["epochs"]) == min(4, 1 + record["recipe"]["cosine_epochs"])  # five steps each
+    assert torch.cuda.is_available() or "skipped" in finished.stdout
     assert "--minutes" not in record["command"]
     assert f"--recipe cosine_epochs={record['recipe']['cosine_epochs']} batch_size=64 views=2" in record["command"]
-    assert "with another cosine_epochs" not in json.loads((brought / "release.json").read_text())["summary"]
+    assert "with another cosine_epochs" in json.loads((brought / "release.json").read_text())["summary"]
 
 
 def test_the_net_for_a_gpu_has_at_most_six_million_parameters():

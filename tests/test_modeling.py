@@ -19,8 +19,8 @@ from nula.modeling_nula import (
     NulaBlurPool,
     NulaContrastNormalization,
     NulaForImageClassification,
-    NulaMaxBlurLayer,
     NulaModel,
+    NulaResidualBlock,
 )
 from nula.records.weights import load_model
 
@@ -60,48 +60,22 @@ def test_nothing_is_subsampled_without_the_blur(settings):
         if isinstance(module, nn.Conv2d):
             assert module.stride == (1, 1)
             assert module.dilation == (1, 1)
-    # Nor by anything between the modules: the traced program holds no slice and no other pooling, its convolutions and
-    # maxima have stride 1, and a pool of stride 2 only ever follows the pool of stride 1 that makes it a binomial blur.
+    # Nor by anything between the modules: the traced program holds no slice and no other pooling, its convolutions have
+    # stride 1, and a pool of stride 2 only ever follows the pool of stride 1 that makes it a binomial blur.
     graph = torch.export.export(model.eval(), (torch.zeros(2, 3, 32, 32),), strict=False).graph
     calls = [node for node in graph.nodes if node.op == "call_function"]
-    layers = {"conv2d", "dropout", "batch_norm", config.hidden_act, "avg_pool2d", "add", "mean", "linear"}
+    layers = {"conv2d", "dropout", "batch_norm", "relu", "avg_pool2d", "add", "mean", "linear"}
     contrast = {"sub", "square", "sqrt", "mul", "div"}
     names = [node.target.overloadpacket.__name__ for node in calls]
-    assert set(names) == (layers | {"max_pool2d"} | contrast if settings else layers)
+    assert set(names) == (layers | contrast if settings else layers)
     for name, node in zip(names, calls):
         if name == "conv2d":
             assert len(node.args) < 4 or list(node.args[3]) == [1, 1]  # the stride; 1 where it is left out
-        if name == "max_pool2d":
-            assert list(node.args[2]) == [1, 1]
     pools = [node for name, node in zip(names, calls) if name == "avg_pool2d"]
     assert [list(node.args[2]) for node in pools] == [[1, 1], [2, 2]] * len(config.depths)
     for average, subsampling in zip(pools[::2], pools[1::2]):
         assert subsampling.args[0] is average
         assert list(average.args[1]) == list(subsampling.args[1]) == [2, 2]
-
-
-@pytest.mark.parametrize("side", [16, 17])
-def test_the_maximum_is_dense_and_goes_through_the_blur(side):
-    layer = NulaMaxBlurLayer(2, 3, "gelu").eval()
-    features = torch.randn(4, 2, side, side)
-    convolved = layer.convolution(features)
-    dense = convolved.unfold(2, 2, 1).unfold(3, 2, 1).amax(dim=(-2, -1))  # (4, 3, side - 1, side - 1)
-    kernel = torch.tensor([1.0, 2.0, 1.0]) / 4
-    padded = F.pad(dense, (1, 1, 1, 1), mode="replicate").reshape(12, 1, side + 1, side + 1)
-    blurred = F.conv2d(padded, torch.outer(kernel, kernel).view(1, 1, 3, 3), stride=2).view(4, 3, side // 2, side // 2)
-    expected = F.gelu(blurred / (1 + layer.normalization.eps) ** 0.5)
-    torch.testing.assert_close(layer(features), expected)
-
-
-def test_a_mirrored_image_gives_mirrored_features():
-    """With the places of "max_blur" midway between two pixels; "blur" keeps the even ones, and cannot."""
-    model = NulaForImageClassification(NulaConfig(**V2_LIKE)).eval()
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data + module.weight.data.flip(-1)
-    pixels = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(model(pixels.flip(-1)).logits, model(pixels).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_brightness_tint_and_contrast_are_taken_out_of_the_input():
@@ -112,6 +86,9 @@ def test_brightness_tint_and_contrast_are_taken_out_of_the_input():
     out = normalization(pixels)
     assert out.mean(dim=(2, 3)).abs().max() < 1e-6
     torch.testing.assert_close(out.square().mean(dim=(1, 2, 3)).sqrt(), torch.full((4,), 0.5))
+    black = torch.full((2, 3, 16, 16), -1.0, requires_grad=True)
+    NulaContrastNormalization(0.1)(black).sum().backward()
+    assert black.grad.isfinite().all()
     flat = torch.full((1, 3, 16, 16), 0.7) + 0.001 * torch.randn(1, 3, 16, 16)
     assert NulaContrastNormalization(0.1)(flat).abs().max() < 0.03  # stays faint
 
@@ -132,6 +109,17 @@ def test_dropout_acts_behind_the_stem_in_training_alone():
     zeroed = (dropped == 0) & (kept > 0)
     assert (zeroed.sum() / (kept > 0).sum()).item() == pytest.approx(0.25, abs=0.02)
     torch.testing.assert_close(dropped[~zeroed], kept[~zeroed] / 0.75)
+
+
+def test_a_residual_block_is_the_basic_block_and_begins_as_the_identity():
+    block = NulaResidualBlock(4).eval()
+    features = torch.rand(2, 4, 8, 8)
+    nn.init.zeros_(block.normalization.weight)
+    assert torch.equal(block(features), features)
+    nn.init.ones_(block.normalization.weight)
+    scale = (1 + block.normalization.eps) ** -0.5
+    inner = F.relu(scale * block.inner.convolution(features))
+    torch.testing.assert_close(block(features), F.relu(features + scale * block.convolution(inner)))
 
 
 def test_initialisation_covers_parameters_and_buffers(tiny_model):

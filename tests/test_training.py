@@ -848,7 +848,7 @@ def test_training_learns(tiny_model, train_split, tmp_path):
         (("--recipe", "views=0"), "error: recipe 'v0': views is 0, must be an integer >= 1"),
         (("--recipe", "augmix_share=2"), "error: recipe 'v0': augmix_share is 2, must be in [0, 1]"),
         (("--recipe", "whitening_epsilon=0"), "error: recipe 'v0': whitening_epsilon is 0, must be None or positive"),
-        (("--config", "downsampling=max"), "error: downsampling must be one of blur, max_blur, got 'max'"),
+        (("--config", "layer_convolutions=0"), "error: layer_convolutions must be an integer of at least 1, got 0"),
         (("--dataset", "data/../my digits"), "error: --dataset data/../my digits: there is no such folder; give a fo"),
     ],
 )

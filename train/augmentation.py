@@ -20,10 +20,10 @@ def augment(
     """
     pixels = crop_and_flip(images, indices, recipe, generator)
     if recipe.augmix_share:
-        # A batch is in random order, so that its first images are a random part of it: an exact share, at no cost for
-        # the others.
-        count = round(recipe.augmix_share * len(pixels))
-        pixels = torch.cat([augmix(pixels[:count], generator), pixels[count:]])
+        # An exact share, at no cost for the others.
+        order = torch.rand(len(pixels), generator=generator, device=pixels.device).argsort()
+        chosen = order[: round(recipe.augmix_share * len(pixels))]
+        pixels = pixels.index_copy(0, chosen, augmix(pixels[chosen], generator))
     if recipe.channel_mixing_probability:
         pixels = mix_channels(pixels, recipe.channel_mixing_probability, generator)
     pixels, operators = perturb(pixels, recipe, generator)

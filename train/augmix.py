@@ -80,7 +80,7 @@ def retouch(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def autocontrast(pixels: torch.Tensor) -> torch.Tensor:
-    """Stretch each channel to [0, 1], as PIL's ImageOps.autocontrast; flat ones become 0."""
+    """Stretch each channel to [0, 1], as PIL's ImageOps.autocontrast but for flat ones, which become 0."""
     low, high = pixels.amin(dim=(2, 3), keepdim=True), pixels.amax(dim=(2, 3), keepdim=True)
     return (pixels - low) / (high - low).clamp(min=1e-3)
 

@@ -1,5 +1,6 @@
 """How many epochs fit into a number of minutes."""
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -9,7 +10,9 @@ RESERVE = 0.03  # of the minutes, as machines do not keep their speed
 
 @dataclass(frozen=True)
 class TimeBudget:
-    """The time that a run may take, from reading its arguments to its saved weights.
+    """The time that a run may take, from the start of its process to its saved weights.
+
+    What follows them, measuring images that were held out and pushing, is not in it.
 
     Args:
         minutes: of wall-clock time, positive.
@@ -45,6 +48,6 @@ def epochs_within(budget: TimeBudget, left: float, epoch: float, final: float, l
         needed = (budget.minutes * 60 - left + (least - done) * epoch + final) / (1 - RESERVE) / 60
         raise ValueError(
             f"--minutes {budget.minutes:g} are too few: an epoch takes {epoch:.3g} s on this machine, and the recipe "
-            f"has at least {least}, so that it needs {needed:.2g} minutes or more."
+            f"has at least {least}, so that it needs {math.ceil(100 * needed) / 100:.2f} minutes or more."
         )
     return epochs

@@ -63,7 +63,7 @@ def train_version(version: Version, initialization: Initialization, description:
 
 def build_parser(description: str) -> argparse.ArgumentParser:
     """Make the parser of the arguments that every script takes."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=DefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=DefaultsHelpFormatter, allow_abbrev=False)
     add_data_arguments(parser)
     parser.add_argument(
         "--image_size", type=at_least(MINIMUM_SIDE), default=SIDE, help="pixels a side that images are resized to"

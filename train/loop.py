@@ -57,12 +57,12 @@ def train(
             bar.update()
             if status is not None:
                 bar.set_postfix(loss=f"{status.loss:.3f}", refresh=False)
-            run.fit_epochs()
-            bar.total = run.last
             if run.at_epoch_end:
                 run.end_epoch()
+            run.fit_epochs()  # after the epoch's entry, as it saves
+            bar.total = run.last
             stop = status is not None and status.stop
-            if run.is_fitted and (stop or run.at_checkpoint):
+            if stop or run.at_checkpoint:
                 run.save()
             if stop:
                 raise TrainingInterrupted(run.interruption.signum or signal.SIGTERM, run.progress.step, run.last)

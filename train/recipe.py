@@ -114,6 +114,7 @@ class Recipe:
         require(
             "resize_scale", "0 < low <= high <= 1", lambda value: numbers(value, 2) and 0 < value[0] <= value[1] <= 1
         )
+        require("views", "2 or more for a consistency_weight", lambda value: value > 1 or not self.consistency_weight)
         kernels = f"some of {KERNELS}"
         require(
             "resize_kernels", kernels, lambda value: isinstance(value, tuple) and value and set(value) <= set(KERNELS)

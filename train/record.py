@@ -62,10 +62,8 @@ class RunInputs:
 
     @property
     def changed_fields(self) -> list[str]:
-        """Settings in which its recipe differs from the version's; a length that was fitted to a time is none."""
+        """Settings in which its recipe differs from the version's."""
         own, given = asdict(self.version.recipe), asdict(self.settings.recipe)
-        if self.settings.budget is not None:
-            del own["cosine_epochs"]
         return [field for field, value in own.items() if given[field] != value]
 
     @property

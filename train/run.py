@@ -116,7 +116,7 @@ class Run:
         on_cpu = self.device.type == "cpu"
         self._read_every, self._timed_every = (1, TIMED_EVERY) if on_cpu else (READ_EVERY, 10 * TIMED_EVERY)
         self._unread: list[torch.Tensor] = []  # what `_measures` gave in the steps since the last status
-        self._fitting_since: float | None = None  # when the steps began by which the epochs are fitted to the budget
+        self._timed_from = (0, 0.0)  # the step, and when it began, from which on steps are timed for the budget
         self._images, self._labels = square_images(data).to(self.device), data.labels.to(self.device)
         self._dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
         self._prepare(model.to(self.device, memory_format=torch.channels_last), data.fingerprint)
@@ -166,6 +166,7 @@ class Run:
             FileExistsError, OSError: as `check_folder` says.
         """
         self._check_folder(resume=False)
+        self._timed_from = 0, self._clock.read()
 
     def resume(self) -> None:
         """Go on from the last checkpoint, on the same CPU to the very weights as if the run had never stopped.
@@ -182,6 +183,7 @@ class Run:
             return
         self._check_folder(resume=True)
         load_checkpoint(self.accelerator, self._checkpoint, self._identity)
+        self._timed_from = self.progress.step, self._clock.read()
         if self.progress.cosine_epochs is not None:
             self.recipe = replace(self.recipe, cosine_epochs=self.progress.cosine_epochs)
         if self.last < self.progress.step:
@@ -208,11 +210,6 @@ class Run:
     def at_checkpoint(self) -> bool:
         """Whether the last step is one to save after."""
         return self._saves_after(self.progress.step)
-
-    @property
-    def is_fitted(self) -> bool:
-        """Whether the number of epochs is known; until then there is no checkpoint, and nothing to save."""
-        return self.settings.budget is None or self.progress.cosine_epochs is not None
 
     def step(self) -> StepStatus | None:
         """Train on the next batch, and tell of the steps since the last status if they are read now.
@@ -266,16 +263,18 @@ class Run:
             FloatingPointError, OSError: as `save` says.
         """
         budget, recipe, step = self.settings.budget, self.recipe, self.progress.step
-        if budget is None or self.is_fitted:
+        if budget is None or self.progress.cosine_epochs is not None:
             return
-        count = min(MEASURED_STEPS, recipe.warmup_epochs * self.steps_per_epoch)
+        count = min(MEASURED_STEPS, recipe.warmup_epochs * self.steps_per_epoch, self.last)
         if step == count // 3:
-            self._fitting_since = self._clock.read()
-        if step < count or self._fitting_since is None:
+            self._timed_from = step, self._clock.read()
+        if step < count:
             return
-        a_step = (self._clock.read() - self._fitting_since) / (count - count // 3)
+        first, since = self._timed_from
+        a_step = (self._clock.read() - since) / (count - first)
+        peak_flops(self.device, self._dtype)  # what ends an epoch; the first call warms up
         begin = self._clock.read()
-        peak_flops(self.device, self._dtype)  # what ends an epoch
+        peak_flops(self.device, self._dtype)
         end = self._clock.read() - begin
         saving = self._saving_seconds()
         interval = self.settings.checkpoint_steps or self.steps_per_epoch
@@ -374,11 +373,11 @@ class Run:
 
     def _saving_seconds(self) -> float:
         """Write the state once for the time that it takes, beside where checkpoints are."""
-        begin, folder = time.monotonic(), self._checkpoint.with_name("checkpoint.timed")
-        self.accelerator.save_state(str(folder))
-        self.accelerator.wait_for_everyone()
+        begin = time.monotonic()
+        timed = self._checkpoint.with_name("timed")
+        save_checkpoint(self.accelerator, timed, self._identity)
         if self.accelerator.is_main_process:
-            shutil.rmtree(folder)
+            shutil.rmtree(timed, ignore_errors=True)
         return time.monotonic() - begin
 
     def _saves_after(self, step: int) -> bool:

@@ -19,8 +19,6 @@ ARCHITECTURE = {
     "hidden_sizes": (112, 240, 320),
     "depths": (1, 1, 1),
     "layer_convolutions": 2,
-    "hidden_act": "gelu",
-    "downsampling": "max_blur",
     "contrast_epsilon": 0.05,
 }
 
