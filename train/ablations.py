@@ -215,7 +215,7 @@ def render_v2(records: dict[str, dict]) -> list[str]:
         f"`ablations/v2/`. The base has {base['parameters'] / 1e6:.2f} M parameters, and the changes of the net keep "
         "its cost about the same.",
         "",
-        "GELU and the maxima were settings of the net in commit 4fdeded, whose code ran these trials. As ReLU and v0's",
+        "GELU and the maxima were settings of the net in commit 2a9c428, whose code ran these trials. As ReLU and v0's",
         "low-pass gave no less, v2 has those, and the settings are gone. Normalising the contrast costs accuracy in",
         "these rows; it is meant for images of low contrast, which they hardly have.",
         "",
