@@ -30,7 +30,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """
     side = 2048 if device.type == "cpu" else 8192
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    clock, seconds = Clock(device), []
+    clock = Clock(device)
+    seconds: list[float] = []
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     while len(seconds) < 2 or (len(seconds) < 11 and sum(seconds) < MEASURED_SECONDS):
