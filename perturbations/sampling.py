@@ -8,6 +8,11 @@ from functools import lru_cache
 import torch
 from torch.nn import functional as F
 
+# "bilinear": linear interpolation down and up, without antialiasing. "area": the mean over the pixels that fall
+# together, and linear interpolation up. "gaussian": no resampling, but the low-pass that scikit-image puts before one,
+# of a standard deviation of (H/n - 1)/2 pixels for n samples.
+KERNELS = ("bilinear", "area", "gaussian")
+
 
 def resize(pixels: torch.Tensor, scale: float, mode: str) -> torch.Tensor:
     """Resample to `scale` of each side and back, without antialiasing.
@@ -33,12 +38,6 @@ def resize_each(pixels: torch.Tensor, sides: torch.Tensor, kernels: torch.Tensor
     tables = _round_trips(height, pixels.device)
     matrices = (tables[0][sides] if kernels is None else tables[kernels, sides]).to(pixels.dtype).unsqueeze(1)
     return (matrices @ pixels @ matrices.transpose(-1, -2)).clamp(0, 1)  # matrices (B, 1, H, H)
-
-
-# "bilinear": linear interpolation down and up, without antialiasing. "area": the mean over the pixels that fall
-# together, and linear interpolation up. "gaussian": no resampling, but the low-pass that scikit-image puts before one,
-# of a standard deviation of (H/n - 1)/2 pixels for n samples.
-KERNELS = ("bilinear", "area", "gaussian")
 
 
 @lru_cache(maxsize=8)

@@ -29,6 +29,7 @@ from nula.modeling_nula import NulaForImageClassification
 from nula.publishing.payload import assemble
 from nula.records.release import Release, load_releases
 from nula.records.weights import weights_sha256
+from nula.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = Path(__file__).parent / "data" / "cifar10_sample"  # the first 320 and 200 images of CIFAR-10's two splits
@@ -40,6 +41,18 @@ V2_LIKE = {
     "layer_convolutions": 2,
     "contrast_epsilon": 0.1,
 }
+
+
+def unaugmented(recipe: Recipe) -> Recipe:
+    """The recipe without any augmentation."""
+    shares = (
+        "augmented_share",
+        "augmix_share",
+        "channel_mixing_probability",
+        "noise_probability",
+        "cutout_probability",
+    )
+    return replace(recipe, crop_padding=0, flip_probability=0.0, **dict.fromkeys(shares, 0.0))
 
 
 @pytest.fixture(autouse=True)

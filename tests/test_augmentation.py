@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import unaugmented
 from PIL import Image, ImageOps
 from torch.nn import functional as F
 
@@ -27,9 +28,7 @@ def images(train_split) -> torch.Tensor:
 
 def only(**changes: object) -> Recipe:
     """V2 without augmentation but for `changes`."""
-    nothing = {"crop_padding": 0, "flip_probability": 0.0, "augmented_share": 0.0}
-    shares = ("augmix_share", "channel_mixing_probability", "noise_probability", "cutout_probability")
-    return replace(V2, **(nothing | dict.fromkeys(shares, 0.0) | changes))
+    return replace(unaugmented(V2), **changes)
 
 
 def test_the_mix_holds_no_common_corruption_besides_noise_blur_and_resampling():

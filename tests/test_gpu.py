@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import SAMPLE
+from conftest import SAMPLE, unaugmented
 
 from nula.configuration_nula import NulaConfig
 from nula.data import Split, load_split
@@ -27,17 +27,9 @@ pytestmark = [
 ]
 
 DEVICES = ("cpu", "cuda")
-STILL = replace(  # nothing is drawn on the device, where the draws are others than on a CPU
-    V2,
-    batch_size=64,
-    crop_padding=0,
-    flip_probability=0.0,
-    augmix_share=0.0,
-    channel_mixing_probability=0.0,
-    augmented_share=0.0,
-    noise_probability=0.0,
-    cutout_probability=0.0,
-)
+STILL = replace(
+    unaugmented(V2), batch_size=64
+)  # nothing is drawn on the device, where the draws are others than on a CPU
 
 
 @pytest.fixture(autouse=True)

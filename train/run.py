@@ -277,8 +277,7 @@ class Run:
         peak_flops(self.device, self._dtype)
         end = self._clock.read() - begin
         saving = self._saving_seconds()
-        interval = self.settings.checkpoint_steps or self.steps_per_epoch
-        an_epoch = self.steps_per_epoch * (a_step + saving / interval) + end
+        an_epoch = self.steps_per_epoch * (a_step + saving / self._checkpoint_steps) + end
         # All processes go by the main one's clock.
         seconds = broadcast(torch.tensor([budget.seconds_left, an_epoch, saving], device=self.device)).tolist()
         others = recipe.epochs - recipe.cosine_epochs
@@ -346,6 +345,10 @@ class Run:
         return self.settings.output_dir / "checkpoint"
 
     @property
+    def _checkpoint_steps(self) -> int:
+        return self.settings.checkpoint_steps or self.steps_per_epoch
+
+    @property
     def _learning_rate(self) -> float:
         return float(self._schedulers[0].get_last_lr()[0])
 
@@ -381,7 +384,7 @@ class Run:
         return time.monotonic() - begin
 
     def _saves_after(self, step: int) -> bool:
-        return step == self.last or step % (self.settings.checkpoint_steps or self.steps_per_epoch) == 0
+        return step == self.last or step % self._checkpoint_steps == 0
 
     def _reads_at(self, step: int) -> bool:
         """Whether the losses are read in the step that follows `step` others."""
@@ -399,7 +402,7 @@ class Run:
     def _status(self) -> StepStatus:
         """Sum up the steps since the last status over all processes, by one copy from the device."""
         steps, processes = len(self._unread), self.accelerator.num_processes
-        own = self._unread[0] if steps == 1 else torch.stack(self._unread).sum(dim=0)
+        own = torch.stack(self._unread).sum(dim=0)
         self._unread = []
         loss, norm, asked, *images = self.accelerator.reduce(own, "sum").tolist()
         scale = steps * processes
