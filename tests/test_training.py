@@ -17,7 +17,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import ROOT, SAMPLE, launch
+from conftest import ROOT, SAMPLE, launch, unaugmented
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim.swa_utils import AveragedModel
@@ -708,8 +708,8 @@ def test_statistics_of_two_processes_are_those_of_all_images(tmp_path, tiny_mode
     """Nothing is drawn and the rate is next to nothing, so that what comes to the first normalisation is known."""
     tiny_model.config.stem_dropout = 0.0
     tiny_model.save_pretrained(tmp_path / "start")
-    still = {"crop_padding": 0, "flip_probability": 0.0, "augmented_share": 0.0, "learning_rate": 1e-12}
-    recipe = replace(V0, batch_size=128, optimizer="adamw", restarts=0, restart_dropout=None, **still)
+    still = {"restarts": 0, "restart_dropout": None, "learning_rate": 1e-12}
+    recipe = replace(unaugmented(V0), batch_size=128, optimizer="adamw", **still)
     (tmp_path / "program.py").write_text(STATISTICS)
     command = [sys.executable, *TORCHRUN, tmp_path / "program.py", SAMPLE, tmp_path / "start", tmp_path / "run"]
     done = subprocess.run(
