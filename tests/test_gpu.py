@@ -27,9 +27,7 @@ pytestmark = [
 ]
 
 DEVICES = ("cpu", "cuda")
-STILL = replace(
-    unaugmented(V2), batch_size=64
-)  # nothing is drawn on the device, where the draws are others than on a CPU
+STILL = replace(unaugmented(V2), batch_size=64)  # a GPU draws other numbers than a CPU
 
 
 @pytest.fixture(autouse=True)
