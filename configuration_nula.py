@@ -31,6 +31,7 @@ class NulaConfig(PretrainedConfig):
         contrast_epsilon: if given, each image enters the network with its contrast normalised: less the mean of each
             channel, over twice (its standard deviation over all values + this), in units of pixel_values. The smaller,
             the more the contrast of flat images is raised. None leaves images as they are.
+        contrast_keeps_mean: whether the mean of each channel is added again.
         id2label: class index to name; the ten classes of CIFAR-10 unless given (`num_labels=n` gives LABEL_0, ...).
 
     Raises:
@@ -48,6 +49,7 @@ class NulaConfig(PretrainedConfig):
         depths: tuple[int, ...] = (1, 1, 1, 1),
         layer_convolutions: int = 1,
         contrast_epsilon: float | None = None,
+        contrast_keeps_mean: bool = False,
         **kwargs,
     ):
         self.num_channels = require_integer("num_channels", num_channels, minimum=1)
@@ -67,6 +69,7 @@ class NulaConfig(PretrainedConfig):
             raise ValueError(f"layer_convolutions must be 1 or 2, got {layer_convolutions!r}.")
         if contrast_epsilon is not None:
             require_positive("contrast_epsilon", contrast_epsilon)
+        self.contrast_keeps_mean = bool(contrast_keeps_mean)
         self.contrast_epsilon = None if contrast_epsilon is None else float(contrast_epsilon)
         if "id2label" not in kwargs and "num_labels" not in kwargs:
             kwargs["id2label"] = dict(enumerate(CIFAR10_LABELS))

@@ -66,16 +66,19 @@ class NulaContrastNormalization(nn.Module):
     (B, C, H, W) -> the same.
     """
 
-    def __init__(self, epsilon: float):
+    def __init__(self, epsilon: float, keeps_mean: bool = False):
         super().__init__()
         self.epsilon = epsilon
+        self.keeps_mean = keeps_mean
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         # In float32 whatever the autocast: the result decides how bright all features are.
-        centred = pixels - pixels.mean(dim=(2, 3), keepdim=True)
+        mean = pixels.mean(dim=(2, 3), keepdim=True)
+        centred = pixels - mean
         variance = centred.square().mean(dim=(1, 2, 3), keepdim=True)
         deviation = variance.clamp(min=1e-12).sqrt()  # the square root of 0 has no gradient
-        return centred / (2 * (deviation + self.epsilon))
+        contrasted = centred / (2 * (deviation + self.epsilon))
+        return contrasted + mean if self.keeps_mean else contrasted
 
 
 class NulaStem(nn.Module):
@@ -88,7 +91,7 @@ class NulaStem(nn.Module):
     def __init__(self, config: NulaConfig):
         super().__init__()
         epsilon = config.contrast_epsilon
-        self.contrast = nn.Identity() if epsilon is None else NulaContrastNormalization(epsilon)
+        self.contrast = nn.Identity() if epsilon is None else NulaContrastNormalization(epsilon, config.contrast_keeps_mean)
         self.convolution = nn.Conv2d(config.num_channels, config.stem_channels, kernel_size=3, padding=1)
         self.dropout = nn.Dropout(config.stem_dropout)
 
