@@ -28,10 +28,9 @@ class NulaConfig(PretrainedConfig):
         hidden_sizes: channels of each stage. Each stage halves height and width, rounding up.
         depths: residual layers of each stage after its downsampling; 0 is allowed. As long as `hidden_sizes`.
         layer_convolutions: convolutions of a residual layer: 1, or 2 as in the basic block of K. He et al. (2016).
-        contrast_epsilon: if given, each image enters the network with its contrast normalised: less the mean of each
-            channel, over twice (its standard deviation over all values + this), in units of pixel_values. The smaller,
-            the more the contrast of flat images is raised. None leaves images as they are.
-        contrast_keeps_mean: whether the mean of each channel is added again.
+        contrast_epsilon: if given, each image enters the network with its contrast normalised: its deviation from the
+            mean of each channel is divided by twice (the standard deviation over all values + this), in units of
+            pixel_values. The smaller, the more the contrast of flat images is raised. None leaves images as they are.
         id2label: class index to name; the ten classes of CIFAR-10 unless given (`num_labels=n` gives LABEL_0, ...).
 
     Raises:
@@ -49,7 +48,6 @@ class NulaConfig(PretrainedConfig):
         depths: tuple[int, ...] = (1, 1, 1, 1),
         layer_convolutions: int = 1,
         contrast_epsilon: float | None = None,
-        contrast_keeps_mean: bool = False,
         **kwargs,
     ):
         self.num_channels = require_integer("num_channels", num_channels, minimum=1)
@@ -69,7 +67,6 @@ class NulaConfig(PretrainedConfig):
             raise ValueError(f"layer_convolutions must be 1 or 2, got {layer_convolutions!r}.")
         if contrast_epsilon is not None:
             require_positive("contrast_epsilon", contrast_epsilon)
-        self.contrast_keeps_mean = bool(contrast_keeps_mean)
         self.contrast_epsilon = None if contrast_epsilon is None else float(contrast_epsilon)
         if "id2label" not in kwargs and "num_labels" not in kwargs:
             kwargs["id2label"] = dict(enumerate(CIFAR10_LABELS))

@@ -59,17 +59,16 @@ class NulaConvLayer(nn.Module):
 
 
 class NulaContrastNormalization(nn.Module):
-    """Subtract each image's mean of every channel, and divide by twice (its standard deviation + epsilon).
+    """Divide each image's deviation from its mean by twice (the deviation's standard deviation + epsilon).
 
-    The deviation is over all values of the image, so that colours keep their proportions. Without epsilon the result
-    would not depend on the image's brightness, tint and contrast at all; with it, flat images stay faint.
-    (B, C, H, W) -> the same.
+    The mean, of every channel, is kept; the standard deviation is over all values of the image, so that colours keep
+    their proportions. Without epsilon the result would not depend on the image's contrast at all; with it, flat images
+    stay flat. (B, C, H, W) -> the same.
     """
 
-    def __init__(self, epsilon: float, keeps_mean: bool = False):
+    def __init__(self, epsilon: float):
         super().__init__()
         self.epsilon = epsilon
-        self.keeps_mean = keeps_mean
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         # In float32 whatever the autocast: the result decides how bright all features are.
@@ -77,8 +76,7 @@ class NulaContrastNormalization(nn.Module):
         centred = pixels - mean
         variance = centred.square().mean(dim=(1, 2, 3), keepdim=True)
         deviation = variance.clamp(min=1e-12).sqrt()  # the square root of 0 has no gradient
-        contrasted = centred / (2 * (deviation + self.epsilon))
-        return contrasted + mean if self.keeps_mean else contrasted
+        return mean + centred / (2 * (deviation + self.epsilon))
 
 
 class NulaStem(nn.Module):
@@ -91,7 +89,7 @@ class NulaStem(nn.Module):
     def __init__(self, config: NulaConfig):
         super().__init__()
         epsilon = config.contrast_epsilon
-        self.contrast = nn.Identity() if epsilon is None else NulaContrastNormalization(epsilon, config.contrast_keeps_mean)
+        self.contrast = nn.Identity() if epsilon is None else NulaContrastNormalization(epsilon)
         self.convolution = nn.Conv2d(config.num_channels, config.stem_channels, kernel_size=3, padding=1)
         self.dropout = nn.Dropout(config.stem_dropout)
 

@@ -16,7 +16,7 @@ from nula.modeling_nula import NulaForImageClassification
 
 ARCHITECTURE = (  # what a run may choose of NulaConfig
     *("stem_channels", "stem_dropout", "hidden_sizes", "depths"),
-    *("layer_convolutions", "contrast_epsilon", "contrast_keeps_mean"),
+    *("layer_convolutions", "contrast_epsilon"),
 )
 WHITENING_IMAGES = 5000  # evenly spaced ones, with 4.5 million patches at 32x32
 PATCHES_AT_ONCE = 2**19
