@@ -35,8 +35,9 @@ from nula.model_card.tables import (
     results_table,
     seeds_table,
     studies_table,
+    training_pflop,
     training_speed,
-    training_times,
+    trainings_table,
 )
 from nula.perturbations.corruptions import SEVERITIES
 from nula.records.cifar10 import CIFAR10, is_cifar10
@@ -221,6 +222,7 @@ def _training_section(release: Release, base: str) -> dict[str, Any]:
         "processor": release.processor,
         "training": release.training,
         "speed": training_speed(release.training),
+        "pflop": training_pflop(release.training),
         "command": again(release, base),
         "mix": mix_sentences(release.training["recipe"]),
         "notes": release.notes,
@@ -241,7 +243,7 @@ def claims(releases: Releases) -> list[Finding]:
 
 
 def with_tables(readme: str, releases: Releases, compatibility: Mapping[str, Any]) -> str:
-    """Return `readme` with what stands between its markers replaced: results, studies, definitions, versions.
+    """Return `readme` with what stands between its markers replaced, which are named in it.
 
     `compatibility` is what compatibility.json holds.
 
@@ -249,7 +251,8 @@ def with_tables(readme: str, releases: Releases, compatibility: Mapping[str, Any
         ValueError: a marker is not there just once.
     """
     derived = {
-        "results": f"{results_table(releases)}\n\n{training_times(releases)}",
+        "results": results_table(releases),
+        "trainings": trainings_table(releases),
         "studies": studies_table(),
         "definitions": definitions_table(all_on_cifar10(releases)),
         "compatibility": compatibility_table(compatibility, releases),

@@ -152,15 +152,38 @@ def compatibility_table(record: Mapping[str, Any], releases: Releases) -> str:
     return "\n".join(lines)
 
 
-def training_times(releases: Releases) -> str:
-    """Return a sentence of the minutes, speed and hardware of every training, those of other seeds among them."""
-    times = []
+def trainings_table(releases: Releases) -> str:
+    """Return what every training took and gave, those of other seeds among them, beside public ones for CIFAR-10."""
+    rows = {}
     for release in releases.values():
         for training in release.trainings:
-            record = training.record
-            title = release.name if training is release.trainings[0] else f"{release.name} of seed {record['seed']}"
-            times.append(f"{title} in {record['seconds'] / 60:.0f} minutes, {training_speed(record)}")
-    return f"Trained: {'; '.join(times)}."
+            record, table = training.record, training.results.table()
+            speed = ["", ""]  # of less than an epoch
+            if record["epochs"]:
+                images, share = speed_of(record["epochs"], record["flops_per_image"], record["hardware"]["processes"])
+                speed = [f"{images:.0f}", f"{100 * share:.0f} %"]
+            machines = dict.fromkeys(f"{epoch['machine']}, {epoch['dtype']}" for epoch in record["epochs"])
+            title = f"{release.name}, seed {record['seed']}" + (f", from {release.parent}" if release.parent else "")
+            rows[title] = [
+                f"{_units(record)} {'; '.join(machines)}",
+                str(len(record["epochs"])),
+                f"{record['seconds'] / 60:.0f}",
+                *speed,
+                f"{training_pflop(record):.2f}",
+                "not measured" if table is None else f"{table.row(table.rows[0]).accuracy:.2f}",
+            ]
+    with files("nula.model_card").joinpath("public_trainings.csv").open(encoding="utf-8") as lines:
+        for public in csv.DictReader(lines):
+            title, minutes = f"[{public['name']}]({public['source']})", f"{float(public['seconds']) / 60:.2g}"
+            rows[title] = [f"1 × {public['machine']}", "", minutes, "", "", public["pflop"], public["clean"]]
+    columns = ["on", "epochs", "minutes", "images/s", "of a matrix product's speed", "PFLOP", "clean"]
+    return markdown_table("training", columns, rows)
+
+
+def training_pflop(training: Mapping[str, Any]) -> float:
+    """Return the operations of a training.json's convolutions and matrix products, in units of 10¹⁵."""
+    images = sum(sum(epoch["operators"].values()) for epoch in training["epochs"])
+    return float(images * training["flops_per_image"] / 1e15)
 
 
 def training_speed(training: Mapping[str, Any]) -> str:
@@ -168,11 +191,7 @@ def training_speed(training: Mapping[str, Any]) -> str:
 
     Such as "10 epochs on 2 threads of <processor> (<n> images/s, <p> % of what a matrix product in bfloat16 reached)".
     """
-    hardware, parts = training["hardware"], []
-    processes = hardware["processes"]
-    units = (
-        f"{processes * hardware['threads_per_process']} threads of" if hardware["device"] == "cpu" else f"{processes} ×"
-    )
+    units, processes, parts = _units(training), training["hardware"]["processes"], []
     for (machine, dtype), group in groupby(training["epochs"], lambda epoch: (epoch["machine"], epoch["dtype"])):
         epochs = list(group)
         speed, share = speed_of(epochs, training["flops_per_image"], processes)
@@ -182,6 +201,14 @@ def training_speed(training: Mapping[str, Any]) -> str:
             f"what a matrix product in {dtype} reached)"
         )
     return " and ".join(parts) or "less than an epoch, too short to tell its speed"
+
+
+def _units(training: Mapping[str, Any]) -> str:
+    """Return how many threads or accelerators a training had, as what comes before the name of the machine."""
+    hardware = training["hardware"]
+    processes = hardware["processes"]
+    cpu = hardware["device"] == "cpu"
+    return f"{processes * hardware['threads_per_process']} threads of" if cpu else f"{processes} ×"
 
 
 def seeds_table(release: Release) -> str | None:

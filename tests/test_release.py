@@ -254,6 +254,7 @@ def test_card_and_readme_follow_the_result_files(altered):
         "9 epochs on 14 threads of Abacus (2667 images/s, 53 % of what a matrix product in float32 reached) and 1 "
         "epoch on 14 threads of Analytical Engine (4000 images/s, 80 % of what"
     ) in " ".join(card.split())
+    assert f"minutes and {280_000 * 869338176 / 1e15:.2f} PFLOP, 9 epochs" in " ".join(card.split())
     data = ModelCard(card).data
     assert (data.license, data.library_name, data.base_model_relation) == ("mit", "transformers", "finetune")
     results = {result.metric_name: result.metric_value for result in data.eval_results}

@@ -17,10 +17,12 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 
 import torch
 
 from nula.model_card.tables import markdown_table
+from nula.perturbations.corruptions import CORRUPTIONS
 from nula.records.cifar10 import CIFAR10
 from nula.records.table import Table
 
@@ -62,6 +64,7 @@ class Study:
         trials: by name, the base first.
         train_split: the images, of which the last VALIDATION_IMAGES are held out.
         mixed_precision: of every trial that names none.
+        corrupted_split: images to measure the common corruptions on, if any, held out by every trial.
     """
 
     title: str
@@ -72,6 +75,7 @@ class Study:
     trials: Mapping[str, Trial]
     train_split: str = "train"
     mixed_precision: str = "bf16"
+    corrupted_split: str | None = None
 
     def launcher_arguments(self, name: str) -> list[str]:
         """Return the options of `accelerate launch`."""
@@ -92,15 +96,29 @@ class Study:
         return [self.script, *data, *options]
 
     def run(self, name: str, dataset: str) -> None:
-        """Run one trial and keep its record."""
+        """Run one trial and keep its records."""
+        dataset = str(Path(dataset).resolve()) if Path(dataset).exists() else dataset
         with tempfile.TemporaryDirectory() as folder:
             output_dir = Path(folder) / name
             launch = [sys.executable, "-m", "accelerate.commands.launch"]
             launch += [*self.launcher_arguments(name), *([] if torch.cuda.is_available() else ["--cpu"])]
-            dataset = str(Path(dataset).resolve()) if Path(dataset).exists() else dataset
             subprocess.run([*launch, *self.arguments(name, dataset, str(output_dir))], cwd=FOLDER.parent, check=True)
+            if self.corrupted_split:
+                measure = [sys.executable, "-m", "nula", *self.measuring_arguments(dataset, str(output_dir))]
+                subprocess.run([*measure, "--output", str(self.folder / name)], check=True)
             self.folder.mkdir(exist_ok=True)
             shutil.copy(output_dir / "training.json", self.folder / f"{name}.json")
+
+    def measuring_arguments(self, dataset: str, model: str) -> list[str]:
+        """Return the arguments of `nula` that measure a trial's net under the common corruptions."""
+        arguments = ["evaluate", "corruptions", "--model", model, "--dataset", dataset]
+        return [*arguments, "--test_split", str(self.corrupted_split)]
+
+    def load_corrupted(self) -> dict[str, Table]:
+        """Return the trials' committed answers under the common corruptions, if the study has them."""
+        if not self.corrupted_split:
+            return {}
+        return {name: Table.load(self.folder / name / "corruptions") for name in self.trials}
 
     def load_records(self) -> dict[str, dict]:
         """Return the committed records, in the order of the trials."""
@@ -144,6 +162,7 @@ V2 = Study(
     net={"hidden_sizes": "[56,120,160]"},
     train_split="train[:22500]+train[45000:]",
     mixed_precision="no",
+    corrupted_split="train[47500:]",
     trials={
         BASE: Trial(change="none: half the widths of v2, with GELU and with maxima of 2×2 before the low-pass"),
         "relu": Trial(change="ReLU in place of GELU", net={"hidden_act": "relu"}),
@@ -161,8 +180,37 @@ V2 = Study(
         ),
         "unwhitened": Trial(change="a stem that is drawn and trained", recipe=("whitening_epsilon=null",)),
         "no-contrast": Trial(change="contrast not normalised", net={"contrast_epsilon": "null"}),
+        "keep-mean": Trial(
+            change="both of these, and the mean kept where contrast is normalised", net={"contrast_keeps_mean": "true"}
+        ),
+        "epsilon-20": Trial(change="both of these, and flat images raised less", net={"contrast_epsilon": "0.2"}),
     },
 )
+
+V2_LONG = Study(
+    title="What keeps v2 from memorising",
+    script="train/train_v2.py",
+    folder=RESULTS / "v2-long",
+    schedule=("warmup_epochs=1", "cosine_epochs=23", "batch_size=128"),
+    net={"hidden_sizes": "[56,120,160]"},
+    train_split="train[:5000]+train[45000:]",
+    mixed_precision="no",
+    corrupted_split="train[47500:48500]",
+    trials={
+        BASE: Trial(change="none: half the widths of v2"),
+        "crop-2": Trial(change="crops from a border of 2 pixels", recipe=("crop_padding=2",)),
+        "smoothing-10": Trial(change="label smoothing of 0.1", recipe=("label_smoothing=0.1",)),
+        "views": Trial(
+            change="two views and their divergence, label smoothing of 0.1, half the epochs",
+            recipe=("views=2", "consistency_weight=4", "label_smoothing=0.1", "cosine_epochs=11"),
+        ),
+        "no-augmix": Trial(change="no chains of AugMix", recipe=("augmix_share=0",)),
+        "no-cutout": Trial(change="no gray squares", recipe=("cutout_probability=0",)),
+        "noise-25": Trial(change="a quarter of the images noisy", recipe=("noise_probability=0.25",)),
+        "no-mixing": Trial(change="channels not mixed", recipe=("channel_mixing_probability=0",)),
+    },
+)
+STUDIES = (V0, V2, V2_LONG)
 
 # The rows that a choice moves most; all twenty are in the records.
 SUMMARY_ROWS = {
@@ -177,8 +225,9 @@ SUMMARY_ROWS = {
 
 def render() -> str:
     """ABLATIONS.md from the training records."""
-    v0, v2 = V0.load_records(), V2.load_records()
-    return "\n".join([*render_v0(v0), "", *restart_lines(), "", *render_v2(v2), ""])
+    v0, v2, long = (study.load_records() for study in STUDIES)
+    lines = [*render_v0(v0), "", *restart_lines(), "", *render_v2(v2), "", *render_v2_long(long), ""]
+    return "\n".join(lines)
 
 
 def render_v0(records: dict[str, dict]) -> list[str]:
@@ -225,21 +274,28 @@ def render_v2(records: dict[str, dict]) -> list[str]:
 
 def study_lines(study: Study, records: dict[str, dict]) -> list[str]:
     """Return the table of a study's trials and their commands."""
-    lines = [
-        "| trial | change | " + " | ".join(SUMMARY_ROWS.values()) + " | mean of all 20 rows |",
-        "|---|---|" + "--:|" * (len(SUMMARY_ROWS) + 1),
-    ]
-    before, commands = _summary_values(records[BASE]), []
+    values = {name: _summary_values(record) for name, record in records.items()}
+    titles = [*SUMMARY_ROWS.values(), "mean of all 20 rows"]
+    for name, table in study.load_corrupted().items():
+        accuracy = table.accuracies()
+        contrast = [value for row, value in accuracy.items() if row.startswith("contrast ")]
+        values[name] += [mean(contrast), mean(accuracy.values())]
+    if study.corrupted_split:
+        titles += ["low contrast", f"all {len(CORRUPTIONS)} corruptions"]
+    lines = [f"| trial | change | {' | '.join(titles)} |", "|---|---|" + "--:|" * len(titles)]
+    commands = []
     for name, record in records.items():
-        values = _summary_values(record)
         if name == BASE:
-            cells = [f"{value:.2f}" for value in values]
+            cells = [f"{value:.2f}" for value in values[name]]
         else:
-            cells = [f"{value - base_value:+.2f}".replace("-", "−") for value, base_value in zip(values, before)]
+            differences = [value - before for value, before in zip(values[name], values[BASE], strict=True)]
+            cells = [f"{difference:+.2f}".replace("-", "−") for difference in differences]
         lines.append(f"| {name} | {study.trials[name].change} | {' | '.join(cells)} |")
         arguments = [*study.launcher_arguments(name), *study.arguments(name, "cifar10", name)]
         arguments = ["--cpu", *arguments] if record["hardware"]["device"] == "cpu" else arguments
         commands.append(f"accelerate launch {shlex.join(arguments)}")
+    if study.corrupted_split:
+        commands.append(f"nula {shlex.join([*study.measuring_arguments('cifar10', BASE), '--output', BASE])}")
     return [*lines, "", "The commands:", "", "```", *commands, "```"]
 
 
@@ -248,7 +304,7 @@ def _summary_values(record: dict) -> list[float]:
     # A part of the training split is not known to be of CIFAR-10, and its clean row has the title of other data.
     accuracy = {row.replace("Clean (CIFAR-10 Test)", "Clean"): value for row, value in record["validation"].items()}
     rows = [row.replace("Clean (CIFAR-10 Test)", "Clean") for row in SUMMARY_ROWS]
-    return [*(accuracy[row] for row in rows), sum(accuracy.values()) / len(accuracy)]
+    return [*(accuracy[row] for row in rows), mean(accuracy.values())]
 
 
 def restart_lines() -> list[str]:
@@ -284,7 +340,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m nula.train.ablations", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default=CIFAR10, help="Hub id, or a folder of the same layout")
     arguments = parser.parse_args()
-    for study in (V0, V2):
+    for study in STUDIES:
         for name in study.trials:
             if not (study.folder / f"{name}.json").exists():
                 study.run(name, arguments.dataset)
