@@ -184,6 +184,7 @@ class Session:
         *,
         recorded: dict[str, Any] | None = None,
         after: AfterTable | None = None,
+        print_rows: bool = True,
     ) -> dict[str, Table]:
         """Evaluate every model under `rows`, leave its table in the folder `part` of its results, print and return it.
 
@@ -194,6 +195,7 @@ class Session:
             part: folder of the study; "" for the table itself.
             recorded: what the provenance tells besides.
             after: leaves what else is to be in the folder; its table has the logits, which are then kept.
+            print_rows: whether every row is printed, and compared between models.
         """
         tables, partial = {}, []
         kept = {"keep_rows": True, "keep_logits": after is not None, "batch_size": self.arguments.batch_size}
@@ -211,11 +213,12 @@ class Session:
                 table.save(folder)  # last, as its provenance tells that all is there
                 partial.append(partial_folder(folder, classifier, self.images, rows, subject.provenance))
                 print(f"\n{subject.model}: {self.told_images}; raw results in {folder}")
-                print_accuracies(table)
+                if print_rows:
+                    print_accuracies(table)
         if self.accelerator.is_main_process:
             for folder in partial:  # now that no model is left for which the same command would come by these again
                 shutil.rmtree(folder)
-            for (a, first), (b, second) in combinations(tables.items(), 2):
+            for (a, first), (b, second) in combinations(tables.items() if print_rows else (), 2):
                 print("\n".join(["", f"{b} against {a}", *comparison_lines(first, second)]))
         return tables
 

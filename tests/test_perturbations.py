@@ -13,6 +13,7 @@ from nula.perturbations.appearance import (
     uniform_noise,
 )
 from nula.perturbations.sampling import checkerboard, decimate, resize, resize_each
+from nula.perturbations.spectrum import add_wave, high_pass, low_pass
 from nula.perturbations.suite import ROWS
 
 
@@ -173,3 +174,42 @@ def test_compositions_apply_their_parts_in_order(name, pixels):
     rows = {row.name: row.apply for row in ROWS}
     first, second = (rows[part] for part in COMPOSITIONS[name])
     assert torch.equal(rows[name](pixels, seeded()), second(first(pixels, seeded()), seeded()))
+
+
+@pytest.mark.parametrize(("down", "right"), [(0, 1), (3, -5), (-16, 0), (-16, -16), (7, 15)])
+def test_a_wave_has_one_frequency_its_amplitude_and_a_sign_for_each_channel(down, right):
+    gray = torch.full((6, 3, 32, 32), 0.5)
+    added = add_wave(gray, down / 32, right / 32, 0.1, torch.Generator().manual_seed(0)) - gray
+    torch.testing.assert_close(added.square().mean(dim=(2, 3)).sqrt(), torch.full((6, 3), 0.1))
+    power = torch.fft.fft2(added).abs().square()
+    expected = torch.zeros(32, 32)
+    expected[down, right] += 1
+    expected[-down, -right] += 1
+    torch.testing.assert_close(power / power.sum(dim=(2, 3), keepdim=True), (expected / 2).expand(6, 3, 32, 32))
+    signs = (added[:, :, 0, 0] / added[0, 0, 0, 0]).round()
+    assert set(signs.flatten().tolist()) == {-1.0, 1.0}
+    assert not all(row.unique().numel() == 1 for row in signs)
+    other = add_wave(gray, down / 32, right / 32, 0.1, torch.Generator().manual_seed(0)) - gray
+    assert torch.equal(other, added)
+
+
+def test_a_wave_of_another_size_has_whole_cycles():
+    gray = torch.full((1, 3, 24, 40), 0.5)
+    added = add_wave(gray, 0.25, -0.1, 0.1, torch.Generator().manual_seed(0)) - gray
+    power = torch.fft.fft2(added).abs().square()
+    assert power[0, 0, 6, -4] > 0.49 * power[0, 0].sum()
+
+
+@pytest.mark.parametrize("cutoff", [1 / 32, 0.2, 0.5])
+def test_low_pass_and_high_pass_share_the_frequencies_out(cutoff):
+    pixels = 0.4 + 0.2 * torch.rand(2, 3, 32, 30)
+    low, high = low_pass(pixels, cutoff), high_pass(pixels, cutoff)
+    mean = pixels.mean(dim=(2, 3), keepdim=True)
+    torch.testing.assert_close(low + high - mean, pixels)
+    torch.testing.assert_close(low.mean(dim=(2, 3), keepdim=True), mean)
+    torch.testing.assert_close(high.mean(dim=(2, 3), keepdim=True), mean)
+    down, right = torch.fft.fftfreq(32).view(-1, 1), torch.fft.fftfreq(30).view(1, -1)
+    beyond = (down**2 + right**2).sqrt() > cutoff + 1e-6
+    assert (torch.fft.fft2(low).abs() * beyond).max() < 1e-3
+    assert (torch.fft.fft2(high - mean).abs() * ~beyond).max() < 1e-3
+    torch.testing.assert_close(low_pass(pixels, 0.71), pixels)
