@@ -264,7 +264,9 @@ def test_card_and_readme_follow_the_result_files(altered):
     readme = with_tables(readme, load_releases(altered), COMPATIBILITY)
     assert "**100.00**" in readme
     machines = "14 threads of Abacus, float32; Analytical Engine, float32"
-    assert re.search(rf"^\| v1, seed 4711, from v0 \| {machines} \| 10 \| \d+ \| 2800 \| 56 % \| 0.24 \| 100.00 \|$", readme, re.M)
+    assert re.search(
+        rf"^\| v1, seed 4711, from v0 \| {machines} \| 10 \| \d+ \| 2800 \| 56 % \| 0.24 \| 100.00 \|$", readme, re.M
+    )
     with pytest.raises(ValueError, match="markers"):
         with_tables(readme.replace("<!-- definitions: end -->", ""), load_releases(altered), COMPATIBILITY)
 

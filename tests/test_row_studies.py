@@ -20,7 +20,9 @@ from nula.records.table import Table
 
 def of_gray_images(function, classes, rows, count=40):
     """The table of a function of pixels (B, 3, 32, 32) on gray images, of which all are of class 0."""
-    data = Split.of(torch.full((count, 32, 32, 3), 128, dtype=torch.uint8), torch.zeros(count, dtype=torch.long), classes)
+    data = Split.of(
+        torch.full((count, 32, 32, 3), 128, dtype=torch.uint8), torch.zeros(count, dtype=torch.long), classes
+    )
     return evaluate(of_function(function, len(classes)), data, rows, Accelerator(cpu=True), {})
 
 
