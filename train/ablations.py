@@ -266,8 +266,8 @@ def render_v2(records: dict[str, dict]) -> list[str]:
         "",
         "GELU and the maxima were settings of the net in commit 2a9c428, whose code ran these trials, and",
         "`contrast_keeps_mean` was one in commit 5074814, which ran the last two. As ReLU and v0's low-pass gave no",
-        "less, v2 has those. Contrast normalised down to a mean of zero costs accuracy in the twenty rows, and gains it",
-        "where images are of low contrast; with the mean kept it costs less and gains more. So the mean is kept.",
+        "less, v2 has those. Contrast normalised down to a mean of zero costs accuracy in the twenty rows, and",
+        "gains it where contrast is low; with the mean kept it costs less and gains more. So the mean is kept.",
         "",
         *study_lines(V2, records),
     ]
