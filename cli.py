@@ -35,7 +35,9 @@ COMMANDS = {
     "export": Command("write a model as torch.export and ONNX files", "nula.publishing.export", "export"),
     "release": Command("assemble the Hub repository of a release", "nula.publishing.release", "release"),
     "push": Command("check a release and push it to the Hub", "nula.publishing.push", "release"),
-    "card": Command("rewrite model cards and the README's tables from results", "nula.model_card.card", "release"),
+    "card": Command(
+        "rewrite model cards and the tables of README and docs from results", "nula.model_card.card", "release"
+    ),
     "figures": Command("redraw the pictures of the model cards", "nula.model_card.figures", "train"),
     "app": Command("show all releases side by side in a browser", "nula.publishing.app", "app"),
 }

@@ -1,6 +1,6 @@
-"""The model cards, and the tables of the project's README, from the results of the releases alone.
+"""The model cards, from the results of the releases alone.
 
-`nula card` rewrites releases/NAME.md for each release, and what stands between the markers in README.md.
+`nula card` rewrites releases/NAME.md for each release, and what stands between markers in README.md and docs/.
 """
 
 import argparse
@@ -22,22 +22,20 @@ from nula.evaluation.null_space import STEPS
 from nula.model_card.figures import PICTURES
 from nula.model_card.limits import limits
 from nula.model_card.mix import mix_sentences
+from nula.model_card.pages import with_tables
 from nula.model_card.tables import (
     all_on_cifar10,
     attacks_table,
     calibration_table,
     compared_pair,
-    compatibility_table,
     corruptions_table,
     definitions_table,
     published_beside,
     published_pair,
     results_table,
     seeds_table,
-    studies_table,
     training_pflop,
     training_speed,
-    trainings_table,
 )
 from nula.perturbations.corruptions import SEVERITIES
 from nula.records.cifar10 import CIFAR10, is_cifar10
@@ -242,46 +240,25 @@ def claims(releases: Releases) -> list[Finding]:
     return [] if pair is None else findings(*(release.results for release in pair))
 
 
-def with_tables(readme: str, releases: Releases, compatibility: Mapping[str, Any]) -> str:
-    """Return `readme` with what stands between its markers replaced, which are named in it.
-
-    `compatibility` is what compatibility.json holds.
-
-    Raises:
-        ValueError: a marker is not there just once.
-    """
-    derived = {
-        "results": results_table(releases),
-        "trainings": trainings_table(releases),
-        "studies": studies_table(),
-        "definitions": definitions_table(all_on_cifar10(releases)),
-        "compatibility": compatibility_table(compatibility, releases),
-    }
-    for name, text in derived.items():
-        begin, end = f"<!-- {name}: begin (nula card) -->", f"<!-- {name}: end -->"
-        if readme.count(begin) != 1 or readme.count(end) != 1:
-            raise ValueError(f"README must hold the markers {begin!r} and {end!r} once each.")
-        before, rest = readme.split(begin)
-        readme = f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}"
-    return readme
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `nula card`."""
-    parser.description = "Rewrite the cards, and the tables of the README, from the results of the releases."
+    parser.description = "Rewrite the cards, and the tables of README and docs, from the results of the releases."
     parser.add_argument("--releases", type=Path, default=Path("releases"), help="folder of releases")
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of the other pages")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Rewrite the cards and the README's tables."""
+    """Rewrite the cards, and the tables of README and docs."""
     root: Path = arguments.releases
     try:
         releases = load_releases(root)
         for name in releases:
             (root / f"{name}.md").write_text(render_card(releases, name, revision=release_tag()), encoding="utf-8")
         compatibility = json.loads((root / "compatibility.json").read_text())
-        readme = with_tables(arguments.readme.read_text(encoding="utf-8"), releases, compatibility)
-        arguments.readme.write_text(readme, encoding="utf-8")
+        files = [arguments.readme, *sorted(arguments.docs.glob("*.md"))]
+        before = {file: file.read_text(encoding="utf-8") for file in files}
+        for file, text in with_tables(before, releases, compatibility).items():
+            file.write_text(text, encoding="utf-8")
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -17,6 +17,10 @@ from nula.records.release import Release, Releases, pairs
 from nula.records.statistics import mean_interval
 from nula.records.table import Row, Table, row_title
 
+SUMMARY_ROWS = (  # one of each kind
+    *("Clean (CIFAR-10 Test)", "Resize x0.25 - Bilinear", "Decimate (x2 Factor)", "Checkerboard ε = 0.05"),
+    *("Grayscale (Full Mix)", "Gaussian Noise σ = 0.05"),
+)
 CALIBRATION_SCORES = {
     "expected_calibration_error": "ECE",
     "negative_log_likelihood": "NLL",
@@ -123,6 +127,26 @@ def results_table(releases: Releases) -> str:
         cells += [_change(found[base], found[tuned]) for base, tuned in changes]
         rows[row_title(name, cifar10)] = cells
     return markdown_table("perturbation", columns, rows)
+
+
+def summary_table(releases: Releases) -> str:
+    """Return the accuracy of each release under SUMMARY_ROWS and the common corruptions, without intervals.
+
+    Beside it stands what was published of the last release of which anything was.
+    """
+    tables, cifar10 = measured(releases), all_on_cifar10(releases)
+    published_as, figures = next(reversed(published_beside(releases).items()), ("", {}))
+    rows = {}
+    for name in shared_rows(SUMMARY_ROWS, *(table.rows for table in tables.values())):
+        accuracies = [table.row(name).accuracy for table in tables.values()]
+        rows[row_title(name, cifar10)] = [
+            f"{value:.1f}" for value in [*([figures[name]] if figures else []), *accuracies]
+        ]
+    corrupted = measured(releases, "corruptions")
+    if len(corrupted) == len(tables):
+        means = [f"{mean(table.accuracies().values()):.1f}" for table in corrupted.values()]
+        rows[f"mean of {len(CORRUPTIONS)} common corruptions"] = [*(["–"] if figures else []), *means]
+    return markdown_table("", [*([f"published {published_as}"] if figures else []), *tables], rows)
 
 
 def definitions_table(cifar10: bool = True) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ROOT, call_command, run_without_nula
+from conftest import PAGES, ROOT, call_command, run_without_nula
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -25,7 +25,8 @@ from nula.evaluation.measuring import evaluate, table_rows
 from nula.image_processing_nula import NulaImageProcessor, normalize
 from nula.model_card import card as card_command
 from nula.model_card import figures
-from nula.model_card.card import pictures, release_tag, render_card, widget_images, with_tables
+from nula.model_card.card import pictures, release_tag, render_card, widget_images
+from nula.model_card.pages import with_tables
 from nula.model_card.tables import compatibility_table, definitions_table, published, results_table
 from nula.modeling_nula import NulaForImageClassification
 from nula.perturbations.suite import ROWS
@@ -260,15 +261,19 @@ def test_card_and_readme_follow_the_result_files(altered):
     results = {result.metric_name: result.metric_value for result in data.eval_results}
     assert results["Clean (CIFAR-10 Test)"] == 100.0
     assert len(results) == 20
-    readme = (ROOT / "README.md").read_text()
-    readme = with_tables(readme, load_releases(altered), COMPATIBILITY)
-    assert "**100.00**" in readme
+    pages = "".join(with_tables(PAGES, load_releases(altered), COMPATIBILITY).values())
+    assert "**100.00**" in pages
+    assert re.search(r"^\| Clean \(CIFAR-10 Test\) \| 89\.5 \| 91\.9 \| 100\.0 \|$", pages, re.M)
     machines = "14 threads of Abacus, float32; Analytical Engine, float32"
     assert re.search(
-        rf"^\| v1, seed 4711, from v0 \| {machines} \| 10 \| \d+ \| 2800 \| 56 % \| 0.24 \| 100.00 \|$", readme, re.M
+        rf"^\| v1, seed 4711, from v0 \| {machines} \| 10 \| \d+ \| 2800 \| 56 % \| 0.24 \| 100.00 \|$", pages, re.M
     )
-    with pytest.raises(ValueError, match="markers"):
-        with_tables(readme.replace("<!-- definitions: end -->", ""), load_releases(altered), COMPATIBILITY)
+    end, file = "<!-- definitions: end -->", ROOT / "docs" / "definitions.md"
+    for text, places in ((PAGES[file].replace(end, ""), "definitions.md"), ("", "none")):
+        with pytest.raises(ValueError, match=f"markers.*{places}"):
+            with_tables(PAGES | {file: text}, load_releases(altered), COMPATIBILITY)
+    with pytest.raises(ValueError, match=r"markers .*; they are in .*definitions\.md, other\.md"):
+        with_tables(PAGES | {Path("other.md"): end}, load_releases(altered), COMPATIBILITY)
 
 
 def test_the_card_says_what_the_release_is_bad_at(altered):
@@ -333,12 +338,25 @@ def test_the_card_shows_every_seed(altered):
     assert "| Clean (CIFAR-10 Test) | 100.00 | 50.00 | 75.00 ± 35.36 |" in card
 
 
-def test_the_committed_readme_is_what_the_result_files_give(releases):
-    readme = (ROOT / "README.md").read_text()
-    assert with_tables(readme, releases, COMPATIBILITY) == readme
-    assert results_table(releases) in readme
-    assert definitions_table() in readme
-    assert compatibility_table(COMPATIBILITY, releases) in readme
+def test_the_committed_pages_are_what_the_result_files_give(releases):
+    assert with_tables(PAGES, releases, COMPATIBILITY) == PAGES
+    pages = "".join(PAGES.values())
+    for table in (results_table(releases), definitions_table(), compatibility_table(COMPATIBILITY, releases)):
+        assert table in pages
+
+
+def test_the_readme_is_short_and_its_links_and_those_of_the_pages_lead_somewhere():
+    assert len(PAGES[ROOT / "README.md"].splitlines()) <= 120
+    for file, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if "://" not in target:
+                name, _, anchor = target.partition("#")
+                linked = (file.parent / name).resolve() if name else file
+                assert linked.exists(), f"{file.name} links to {target}"
+                if anchor:
+                    headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.M)
+                    known = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+                    assert anchor in known, f"{file.name} links to {target}"
 
 
 @pytest.mark.parametrize("version", NAMES)
@@ -365,11 +383,14 @@ def test_a_card_opens_each_result_file_once():
 
 def test_the_commands_write_what_is_committed(tmp_path, capsys):
     copy = shutil.copytree(RELEASES, tmp_path / "releases", ignore=shutil.ignore_patterns("v?.md"))
-    readme = shutil.copy(ROOT / "README.md", tmp_path)
-    call_command(card_command, "--releases", copy, "--readme", readme)
+    readme, docs = shutil.copy(ROOT / "README.md", tmp_path), shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    for file in (Path(readme), docs / "results.md"):
+        file.write_text(re.sub(r"\| Clean .*\n", "", file.read_text()))
+    call_command(card_command, "--releases", copy, "--readme", readme, "--docs", docs)
     for name in NAMES:
         assert (copy / f"{name}.md").read_text() == (RELEASES / f"{name}.md").read_text()
-    assert Path(readme).read_text() == (ROOT / "README.md").read_text()
+    for file in PAGES:
+        assert (tmp_path / file.relative_to(ROOT)).read_text() == PAGES[file]
     call_command(release_command, "v0", "--releases", copy, "--build", tmp_path / "build")
     payload = tmp_path / "build" / "nula-cifar10-robust-v0"
     listed = {line.split()[1] for line in capsys.readouterr().out.splitlines()}
@@ -388,15 +409,18 @@ def test_cards_and_payloads_need_neither_matplotlib_nor_datasets():
 
 def test_a_third_release_is_there_by_its_files_alone(three_releases, releases):
     assert list(three_releases) == ["v0", "v1", "v2"]
-    readme = with_tables((ROOT / "README.md").read_text(), three_releases, COMPATIBILITY)
+    changed = with_tables(PAGES, three_releases, COMPATIBILITY)
+    assert "|  | published v1 | v0 | v1 | v2 |\n" in changed[ROOT / "README.md"]
+    readme = "".join(text for file, text in changed.items() if file.name != "README.md")
     columns = "v0 | published v0 | v1 | published v1 | v2 | v1 − v0 | v2 − v1"
     assert f"| perturbation | {columns} |\n" in readme
     v1, v2 = (three_releases[name].results.table().row("Clean (CIFAR-10 Test)") for name in ("v1", "v2"))
-    [clean] = [line for line in readme.splitlines() if line.startswith("| Clean") and "published" not in line][:1]
+    results = changed[ROOT / "docs" / "results.md"].splitlines()
+    [clean] = [line for line in results if line.startswith("| Clean")]
     cells = [cell.partition("<")[0].strip() for cell in clean.strip("|").split("|")]
     change = f"{v2.accuracy - v1.accuracy:+.2f}".replace("-", "−")
     assert cells[5:] == [f"**{v2.accuracy:.2f}**", "−0.39", change]  # the last release is in bold
-    assert "; v2 in 17 minutes, 10 epochs on" in readme
+    assert "| v2, seed 5, from v1 | 2 threads of AMD EPYC, bfloat16 | 10 | 17 | 501 | 48 % | 0.43 |" in readme
     assert "| transformers | huggingface_hub | torch | v0 | v1 | v2 |\n|---|---|---|--:|--:|--:|\n" in readme
     assert "| 4.57.6 | 0.36.2 | 2.13.0+cpu | 1e-06 | 1e-06 | not measured |" in readme
 
