@@ -34,7 +34,7 @@ from nula.train.recipe import Recipe
 ROOT = Path(__file__).parents[1]
 SAMPLE = Path(__file__).parent / "data" / "cifar10_sample"  # the first 320 and 200 images of CIFAR-10's two splits
 CAT = ROOT / "examples" / "cat.png"
-PAGES = {file: file.read_text() for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+PAGES = {file: file.read_text() for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}  # by file
 V2_LIKE = {
     "stem_channels": 6,
     "hidden_sizes": (8, 12, 16),

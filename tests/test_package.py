@@ -1,17 +1,45 @@
 """The package outside its checkout."""
 
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from importlib.metadata import version
 
+import pytest
+import yaml
 from conftest import ROOT
+from packaging.specifiers import SpecifierSet
 from test_release import CODE
 
 
 def test_the_citation_is_of_this_version():
     assert f"\nversion: {version('nula')}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_changelog_tells_of_this_version():
+    assert f"\n## {version('nula')}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_workflow_runs_what_the_project_supports_and_the_makefile_has():
+    [job] = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())["jobs"].values()
+    tomllib = pytest.importorskip("tomllib", reason="of Python 3.11 and newer")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    matrix = job["strategy"]["matrix"]
+    pythons = SpecifierSet(project["requires-python"])
+    assert len(matrix["python"]) >= 3
+    assert all(python in pythons for python in matrix["python"])
+    [asked] = [line for line in project["dependencies"] if line.startswith("transformers")]
+    others = [one["transformers"] for one in matrix["include"]]
+    assert others
+    assert all(one in SpecifierSet(asked.removeprefix("transformers")) for one in others)
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    made = [command.removeprefix("make ") for command in commands if command.startswith("make ")]
+    assert {"setup", "lint"} <= set(made) <= set(targets)
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert [hook["entry"] for hook in hooks] == ["make lint"]
 
 
 def test_the_wheel_works_outside_the_checkout(tmp_path):
