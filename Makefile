@@ -4,7 +4,7 @@ DATASET ?= uoft-cs/cifar10
 BIN := .venv/bin
 INSTALL := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
-.PHONY: setup classify test lint release push card compat figures evaluate studies benchmarks space app
+.PHONY: setup classify test lint release push card compat figures evaluate studies benchmarks space app site
 
 setup: .venv/.complete
 
@@ -26,11 +26,13 @@ classify: .venv/.classify
 test: setup lint
 	$(BIN)/python -m pytest --numprocesses 2
 
-# mypy takes the package for a folder called nula, which the link makes of the checkout.
-lint: setup
+# mypy and mkdocstrings take the package for a folder called nula, which the link makes of the checkout.
+build/typed/nula:
+	mkdir -p build/typed && ln -sfn ../.. $@
+
+lint: setup build/typed/nula
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	mkdir -p build/typed && ln -sfn ../.. build/typed/nula
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p nula.classifying -p nula.records -p nula.perturbations -p nula.evaluation -p nula.runtime -m nula.data -m nula.cli
 
 release: setup
@@ -58,6 +60,10 @@ app: setup
 
 space: setup
 	$(BIN)/nula app --assemble-only
+
+site: setup build/typed/nula
+	$(BIN)/python -m nula.publishing.site build/site/source
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Environments of its own, some gigabytes, in build/compatibility.
 compat: setup

@@ -13,6 +13,8 @@ from conftest import ROOT
 from packaging.specifiers import SpecifierSet
 from test_release import CODE
 
+from nula.publishing.site import site_files
+
 
 def test_the_citation_is_of_this_version():
     assert f"\nversion: {version('nula')}\n" in (ROOT / "CITATION.cff").read_text()
@@ -67,3 +69,45 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == "89.5"
+
+
+def test_the_site_has_every_page_and_refuses_a_link_that_leads_nowhere(tmp_path):
+    files = {file.relative_to(ROOT).as_posix() for file in site_files()}
+    pages = {f"docs/{file.name}" for file in (ROOT / "docs").iterdir()}
+    assert pages | {"README.md", "releases/v1.md", "releases/figures/table.png", "CHANGELOG.md"} <= files
+    assert not [name for name in files if name.endswith(".safetensors")]
+    places = re.findall(r": ([\w/.-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert len(places) >= 15
+    assert set(places) <= files
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("[here](docs/a.md) and [not](there)\n")
+    (tmp_path / "docs" / "a.md").write_text("[back](../README.md#top) [far](https://example.org)\n")
+    with pytest.raises(ValueError, match=r"README.md links to there, which is no file"):
+        site_files(tmp_path)
+    (tmp_path / "README.md").write_text("[`here`](docs/a.md) `[not](there)`\n```\n[x](y)\n```\n")
+    assert site_files(tmp_path) == {tmp_path / "README.md", tmp_path / "docs" / "a.md"}
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    """Of pages that are reached by links, and of docstrings; with links to places on a page."""
+    source, typed = tmp_path / "source", tmp_path / "typed"
+    typed.mkdir()
+    (typed / "nula").symlink_to(ROOT)
+    run = {"check": True, "cwd": typed, "timeout": 600}
+    subprocess.run([sys.executable, "-m", "nula.publishing.site", source], **run)
+    settings = (ROOT / "mkdocs.yml").read_text()
+    for name, folder in {
+        "build/site/source": source,
+        "build/site/html": tmp_path / "html",
+        "build/typed": typed,
+    }.items():
+        assert name in settings
+        settings = settings.replace(name, str(folder))
+    (tmp_path / "mkdocs.yml").write_text(settings)
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", tmp_path / "mkdocs.yml"],
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    assert "rescale_convolutions" in (tmp_path / "html" / "docs" / "api" / "index.html").read_text()
