@@ -31,6 +31,8 @@ class NulaConfig(PretrainedConfig):
         contrast_epsilon: if given, each image enters the network with its contrast normalised: its deviation from the
             mean of each channel is divided by twice (the standard deviation over all values + this), in units of
             pixel_values. The smaller, the more the contrast of flat images is raised. None leaves images as they are.
+        calibration_temperature: what logits are divided by for calibrated scores (C. Guo et al., "On Calibration of
+            Modern Neural Networks", ICML 2017); None where it is not known.
         id2label: class index to name; the ten classes of CIFAR-10 unless given (`num_labels=n` gives LABEL_0, ...).
 
     Raises:
@@ -48,6 +50,7 @@ class NulaConfig(PretrainedConfig):
         depths: tuple[int, ...] = (1, 1, 1, 1),
         layer_convolutions: int = 1,
         contrast_epsilon: float | None = None,
+        calibration_temperature: float | None = None,
         **kwargs,
     ):
         self.num_channels = require_integer("num_channels", num_channels, minimum=1)
@@ -68,6 +71,9 @@ class NulaConfig(PretrainedConfig):
         if contrast_epsilon is not None:
             require_positive("contrast_epsilon", contrast_epsilon)
         self.contrast_epsilon = None if contrast_epsilon is None else float(contrast_epsilon)
+        if calibration_temperature is not None:
+            require_positive("calibration_temperature", calibration_temperature)
+        self.calibration_temperature = None if calibration_temperature is None else float(calibration_temperature)
         if "id2label" not in kwargs and "num_labels" not in kwargs:
             kwargs["id2label"] = dict(enumerate(CIFAR10_LABELS))
             kwargs["label2id"] = {label: index for index, label in enumerate(CIFAR10_LABELS)}

@@ -84,6 +84,8 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
                 ends.
             top_k: how many labels to return, best first; 5 unless given.
             function_to_apply: "softmax" (unless given), "sigmoid" or "none".
+            calibrated: whether the logits are divided by the temperature of the model's configuration before softmax,
+                so that of answers with a score near 0.9 about nine in ten are right; False unless given.
             timeout: seconds that a URL's server may be silent, and that its content may take in all; 30 unless given.
             max_bytes: of what a URL gives; 100 MiB unless given. (The limit of pixels is PIL.Image.MAX_IMAGE_PIXELS.)
             formats: names of formats that Pillow has been given a decoder for, such as ("HEIF",), and that are taken
@@ -139,6 +141,7 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
         self,
         top_k: int | None = None,
         function_to_apply: str | None = None,
+        calibrated: bool | None = None,
         on_error: str | None = None,
         noise_draws: int | None = None,
         noise_std: float | None = None,
@@ -159,8 +162,21 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
             raise TypeError(f"{min(unknown)!r} is no option of this pipeline; `help(pipeline.__call__)` lists them.")
         preprocess |= _given(reading)
         Reading(**preprocess)  # which refuses impossible values
+        postprocess |= self._calibration(calibrated, function_to_apply)
         forward = {"noise_draws": noise_draws, "noise_std": noise_std, "confidence": confidence}
         return preprocess | _given({"on_error": on_error}), _given(forward), postprocess
+
+    def _calibration(self, calibrated: Any, function_to_apply: Any) -> dict[str, float]:
+        """What `postprocess` is to divide logits by; nothing where the call does not say."""
+        if calibrated not in (None, True, False):
+            raise ValueError(f"calibrated must be True or False, got {calibrated!r}.")
+        if not calibrated:
+            return {} if calibrated is None else {"temperature": 1.0}
+        if function_to_apply not in (None, "softmax"):
+            raise ValueError(f"calibrated scores are those of softmax, not of {function_to_apply!r}.")
+        if (temperature := getattr(self.model.config, "calibration_temperature", None)) is None:
+            raise ValueError("calibrated scores need a temperature, and the model's configuration has none.")
+        return {"temperature": temperature}
 
     def _answers(
         self, images: Iterable[Any], settings: _Settings, at_hand: bool = True, alone: bool = False
@@ -292,7 +308,7 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
         return {"labels": list(labels), "bounds": list(bounds), "radii": list(radii)}
 
     def postprocess(
-        self, model_outputs: Any, function_to_apply: Any = None, top_k: int = 5
+        self, model_outputs: Any, function_to_apply: Any = None, top_k: int = 5, temperature: float = 1.0
     ) -> list[list[dict[str, Any]]]:
         """The answers of a batch."""
         names = self.model.config.id2label
@@ -301,7 +317,7 @@ class NulaImageClassificationPipeline(ImageClassificationPipeline):
                 [{"label": names.get(label), "score": bound, "radius": radius}]
                 for label, bound, radius in zip(*(model_outputs[key] for key in ("labels", "bounds", "radii")))
             ]
-        logits = model_outputs["logits"].float()
+        logits = model_outputs["logits"].float() / temperature
         if not logits.isfinite().all():
             raise ValueError("the model's logits are not finite; its weights are damaged, or its dtype overflows.")
         function = getattr(function_to_apply, "value", "softmax")

@@ -61,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the model (default: %(default)s)")
     parser.add_argument("--batch-size", type=at_least(1), default=64, help="images at a time (default: %(default)s)")
     parser.add_argument("--top-k", type=at_least(1), default=5, help="labels for each image (default: %(default)s)")
+    parser.add_argument(
+        "--calibrated", action="store_true", help="divide the logits by the temperature of the model's configuration"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help=OUTPUT)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", dest="form", action="store_const", const=as_json, help="one JSON object a line")

@@ -74,6 +74,7 @@ def load_pipe(arguments: argparse.Namespace) -> NulaImageClassificationPipeline:
     try:
         model = weights.load_model(name, revision=arguments.revision).to(getattr(torch, arguments.dtype))
         processor = NulaImageProcessor.from_pretrained(name, revision=arguments.revision)
-        return NulaImageClassificationPipeline(model=model, image_processor=processor, device=device)
+        settings = {"calibrated": True} if arguments.calibrated else {}
+        return NulaImageClassificationPipeline(model=model, image_processor=processor, device=device, **settings)
     except (OSError, ValueError) as error:
         raise ValueError(f"{arguments.model} cannot be loaded: {error}") from error

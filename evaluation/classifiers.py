@@ -62,6 +62,12 @@ class PixelClassifier(nn.Module):
         """(height, width) of the images that it takes as they are; 32x32 where it takes any."""
         return self.processing.size
 
+    @property
+    def temperature(self) -> float | None:
+        """What its configuration says that logits are to be divided by for calibrated scores, if it does."""
+        temperature = getattr(getattr(self.model, "config", None), "calibration_temperature", None)
+        return float(temperature) if isinstance(temperature, (int, float)) else None
+
     def resized(self, pixels: torch.Tensor) -> torch.Tensor:
         """Resize and crop pixels in [0, 1] to the model's size."""
         return self.processing.resized(pixels)

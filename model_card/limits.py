@@ -28,6 +28,9 @@ def limits(results: Results) -> list[str]:
     scores, attacked = results.record("calibration"), results.table("null_space")
     if scores is not None:
         found.append(of_confidence(scores["rows"], cifar10))
+        if "calibrated_rows" in scores:
+            error = 100 * scores["calibrated_rows"][CLEAN]["expected_calibration_error"]
+            found.append(f"With `calibrated=True` they are {error:.1f} points apart under {row_title(CLEAN, cifar10)}.")
     return found if attacked is None else [*found, of_attacks(attacked.accuracies())]
 
 

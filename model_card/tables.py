@@ -281,8 +281,15 @@ def attacks_table(releases: Releases) -> str | None:
 
 
 def calibration_table(releases: Releases) -> str | None:
-    """Return expected calibration error, negative log-likelihood and Brier score by row. None if not measured."""
-    scores = {name: record["rows"] for name, record in records(releases, "calibration").items()}
+    """Return expected calibration error, negative log-likelihood and Brier score by row. None if not measured.
+
+    Of a release that has a temperature, also of its calibrated scores.
+    """
+    scores = {}
+    for name, record in records(releases, "calibration").items():
+        scores[name] = record["rows"]
+        if "calibrated_rows" in record:
+            scores[f"{name}, calibrated"] = record["calibrated_rows"]
     if not scores:
         return None
     cifar10 = all_on_cifar10(releases)

@@ -602,6 +602,8 @@ def test_validation_images_are_held_out_and_measured(tmp_path, capsys):
     pixels = split.images[-64:].permute(0, 3, 1, 2).float() / 255
     with torch.inference_mode():
         correct = model(normalize(pixels)).logits.argmax(1) == split.labels[-64:]
+    assert 0.05 < record["temperature"] < 20
+    assert json.loads((tmp_path / "config.json").read_text())["calibration_temperature"] == record["temperature"]
     held_out = load_split(str(SAMPLE), "train").part_off(torch.arange(256, 320))[1]
     assert record["held_out"] == {"images": 64, "sha256": held_out.fingerprint, "choice": "last"}
     assert record["validation"]["Clean"] == pytest.approx(100 * correct.float().mean().item(), abs=0.01)

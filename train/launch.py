@@ -30,7 +30,7 @@ from nula.train.recipe import Version
 from nula.train.record import RunInputs, TrainingData, release_of, training_record
 from nula.train.run import RunSettings, dynamo_backend
 from nula.train.start import Initialization, Parent
-from nula.train.validation import check_parent, hold_out
+from nula.train.validation import check_parent, hold_out, known_temperature
 
 
 def train_version(version: Version, initialization: Initialization, description: str) -> None:
@@ -86,6 +86,12 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         type=at_least(1),
         help="train without so many images of the training split, and measure on them at the end: the last ones where "
         "each class has its share of them, else of each class its share",
+    )
+    parser.add_argument(
+        "--temperature_of",
+        type=Path,
+        metavar="RUN",
+        help="give the model the temperature that this run of the same recipe fitted on its --validation_images",
     )
     parser.add_argument("--push_to_hub", action="store_true", help="measure the result, write its card and push it")
     parser.add_argument("--hub_model_id", metavar="OWNER/NAME", help="the repository that --push_to_hub pushes to")
@@ -157,13 +163,17 @@ def gather_inputs(
         split = source.train(arguments.image_size)
     if arguments.push_to_hub:
         _check_test(source, split)
-    held_out = arguments.validation_images
+    held_out, other = arguments.validation_images, arguments.temperature_of
+    if held_out and other:
+        raise ValueError("--temperature_of is of runs without --validation_images, on which these fit their own.")
+    temperature, temperature_of = known_temperature(other) if other else (None, None)
     data = TrainingData(source, *(hold_out(split, held_out) if held_out else (split,)))
     set_seed(arguments.seed)  # of weights that are drawn
     start = make_start(split.names)
     if held_out and start.parent is not None:
         check_parent(start.parent, data.train)
-    return RunInputs(version, settings, start, data)
+    start.model.config.calibration_temperature = temperature
+    return RunInputs(version, settings, start, data, temperature_of)
 
 
 def train_and_record(inputs: RunInputs, arguments: argparse.Namespace, accelerator: Accelerator) -> RunInputs:
@@ -200,8 +210,11 @@ def train_and_record(inputs: RunInputs, arguments: argparse.Namespace, accelerat
     accelerator.wait_for_everyone()
     measured = None if held_out is None else held_out.measure(output_dir, accelerator)
     if accelerator.is_main_process:
-        record = training_record(inputs, log, accelerator, measured)
         with _writing(output_dir):
+            if measured is not None:
+                model.config.calibration_temperature = measured.temperature
+                model.config.save_pretrained(output_dir)
+            record = training_record(inputs, log, accelerator, measured)
             (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n")
             release_of(inputs, arguments.hub_model_id).save()
         accelerator.print(f"saved to {output_dir}")

@@ -26,7 +26,7 @@ from nula.train.net import architecture
 from nula.train.recipe import Version
 from nula.train.run import RunSettings, dynamo_backend
 from nula.train.start import Parent, Start
-from nula.train.validation import HeldOut
+from nula.train.validation import HeldOut, Validation
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,14 @@ class RunInputs:
         settings: of the run.
         start: the model that it started with, and where the weights came from.
         data: the images.
+        temperature_of: SHA-256 of the weights whose temperature the model is given, if it is.
     """
 
     version: Version
     settings: RunSettings
     start: Start
     data: TrainingData
+    temperature_of: str | None = None
 
     @property
     def changed_fields(self) -> list[str]:
@@ -74,12 +76,9 @@ class RunInputs:
 
 
 def training_record(
-    inputs: RunInputs, log: dict[str, Any], accelerator: Accelerator, validation: dict[str, float] | None = None
+    inputs: RunInputs, log: dict[str, Any], accelerator: Accelerator, validation: Validation | None = None
 ) -> dict[str, Any]:
-    """Return what training.json says of a run whose weights have been saved.
-
-    `validation` are the accuracies that were measured on the images held out, if there are any.
-    """
+    """Return what training.json says of a run whose weights have been saved, and measured where images are held out."""
     settings, model, parent = inputs.settings, inputs.start.model, inputs.start.parent
     source, data, held_out = inputs.data.source, inputs.data.train, inputs.data.held_out
     return {
@@ -97,7 +96,10 @@ def training_record(
         **log,
         "hardware": _hardware(accelerator),
         "versions": library_versions(),
-        **({} if held_out is None else {"held_out": held_out.record(), "validation": validation}),
+        "temperature": model.config.calibration_temperature,
+        **({"temperature_of": inputs.temperature_of} if inputs.temperature_of else {}),
+        **({} if held_out is None else {"held_out": held_out.record()}),
+        **({} if validation is None else {"validation": validation.accuracies}),
     }
 
 

@@ -12,11 +12,25 @@ from nula.data import STRATIFIED, Split, has_shares, stratified
 from nula.evaluation.classifiers import load_classifier
 from nula.evaluation.measuring import evaluate, table_rows
 from nula.records.cifar10 import is_cifar10
+from nula.records.statistics import fit_temperature
 from nula.records.table import row_title
 from nula.train.start import Parent
 
 LAST = "last"  # how images are chosen, or stratified
 SEED = 0  # of a stratified choice, whatever the run's: trainings from several seeds are measured on the same images
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What was measured on images held out.
+
+    Args:
+        accuracies: in percent, under each row.
+        temperature: that fits the clean ones best, see `fit_temperature`.
+    """
+
+    accuracies: dict[str, float]
+    temperature: float
 
 
 @dataclass(frozen=True)
@@ -46,11 +60,14 @@ class HeldOut:
         }
         return f"held out of training, and measured on: {len(self.images.labels):,} images, {how[self.choice]}."
 
-    def measure(self, folder: Path, accelerator: Accelerator) -> dict[str, float]:
-        """Return the accuracy in percent of the model in `folder` under each row, by all processes together."""
+    def measure(self, folder: Path, accelerator: Accelerator) -> Validation:
+        """Measure the model in `folder` under each row, by all processes together."""
         classifier = load_classifier(str(folder), self.images.names, accelerator.device)
-        table = evaluate(classifier, self.images, table_rows(seed=0), accelerator, provenance={})
-        return {row_title(row, self.of_cifar10): round(value, 2) for row, value in table.accuracies().items()}
+        table = evaluate(classifier, self.images, table_rows(seed=0), accelerator, provenance={}, keep_logits=True)
+        accuracies = {row_title(row, self.of_cifar10): round(value, 2) for row, value in table.accuracies().items()}
+        clean = table.row(table.rows[0])
+        assert clean.logits is not None
+        return Validation(accuracies, round(fit_temperature(clean.logits, clean.labels), 4))
 
 
 def hold_out(split: Split, count: int) -> tuple[Split, HeldOut]:
@@ -86,3 +103,16 @@ def check_parent(parent: Parent, data: Split) -> None:
             f"{parent.option} {parent.source} is not known to be trained without the images of --validation_images; "
             "train it with the same option, and give its folder."
         )
+
+
+def known_temperature(folder: Path) -> tuple[float, str]:
+    """Return the temperature that a run with --validation_images fitted, and the SHA-256 of its weights.
+
+    Raises:
+        ValueError: the folder is of no such run.
+    """
+    file = folder / "training.json"
+    record = json.loads(file.read_text()) if file.is_file() else {}
+    if "held_out" not in record or record.get("temperature") is None:
+        raise ValueError(f"--temperature_of {folder} is no folder of a run with --validation_images.")
+    return float(record["temperature"]), str(record["weights_sha256"])

@@ -4,6 +4,7 @@ import argparse
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +38,13 @@ def save_golden(classifier: PixelClassifier, data: Split, device: torch.device, 
 
 def _leave_beside(session: Session, classifier: PixelClassifier, table: Table, folder: Path) -> None:
     save_golden(classifier, session.images, session.device, folder / "golden.npz")
-    rows = {row.name: asdict(calibration(row.logits, row.labels)) for row in table if row.logits is not None}
-    save_json({"rows": rows}, table.provenance, folder / "calibration.json")
+    logits = {row.name: (row.logits, row.labels) for row in table if row.logits is not None}
+    found: dict[str, Any] = {"rows": {name: asdict(calibration(*given)) for name, given in logits.items()}}
+    temperature = classifier.temperature
+    if temperature is not None:
+        scaled = {name: asdict(calibration(values / temperature, labels)) for name, (values, labels) in logits.items()}
+        found |= {"temperature": temperature, "calibrated_rows": scaled}
+    save_json(found, table.provenance, folder / "calibration.json")
 
 
 def _run(session: Session) -> None:
