@@ -49,5 +49,5 @@ def _filtered(pixels: torch.Tensor, cutoff: float, low: bool) -> torch.Tensor:
     radius = torch.sqrt(down.square() + right.square())
     kept = (radius <= cutoff + 1e-6) == low
     kept[0, 0] = True
-    spectrum = torch.fft.rfft2(pixels) * kept
-    return torch.fft.irfft2(spectrum, s=(height, width)).clamp(0, 1)
+    filtered: torch.Tensor = torch.fft.irfft2(torch.fft.rfft2(pixels) * kept, s=(height, width))
+    return filtered.clamp(0, 1)
