@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 from statistics import mean
 
@@ -115,10 +116,9 @@ class Study:
         return [*arguments, "--test_split", str(self.corrupted_split)]
 
     def load_corrupted(self) -> dict[str, Table]:
-        """Return the trials' committed answers under the common corruptions, if the study has them."""
-        if not self.corrupted_split:
-            return {}
-        return {name: Table.load(self.folder / name / "corruptions") for name in self.trials}
+        """Return the committed answers under the common corruptions, by trial, of those that have any."""
+        folders = {name: self.folder / name / "corruptions" for name in self.trials}
+        return {name: Table.load(folder) for name, folder in folders.items() if folder.exists()}
 
     def load_records(self) -> dict[str, dict]:
         """Return the committed records, in the order of the trials."""
@@ -191,13 +191,16 @@ V2_LONG = Study(
     title="What keeps v2 from memorising",
     script="train/train_v2.py",
     folder=RESULTS / "v2-long",
-    schedule=("warmup_epochs=1", "cosine_epochs=23", "batch_size=128"),
+    schedule=(
+        *("warmup_epochs=1", "cosine_epochs=23", "batch_size=128", "crop_padding=4", "label_smoothing=0.2"),
+        *("augmix_share=0.6", "cutout_probability=0.5", "noise_probability=0.5", "resize_scale=[0.2,0.8]"),
+    ),
     net={"hidden_sizes": "[56,120,160]"},
     train_split="train[:5000]+train[45000:]",
     mixed_precision="no",
     corrupted_split="train[47500:48500]",
     trials={
-        BASE: Trial(change="none: half the widths of v2"),
+        BASE: Trial(change="none: half the widths of v2, and the mix that it had before these trials"),
         "crop-2": Trial(change="crops from a border of 2 pixels", recipe=("crop_padding=2",)),
         "smoothing-10": Trial(change="label smoothing of 0.1", recipe=("label_smoothing=0.1",)),
         "views": Trial(
@@ -207,7 +210,7 @@ V2_LONG = Study(
         "no-augmix": Trial(change="no chains of AugMix", recipe=("augmix_share=0",)),
         "no-cutout": Trial(change="no gray squares", recipe=("cutout_probability=0",)),
         "noise-25": Trial(change="a quarter of the images noisy", recipe=("noise_probability=0.25",)),
-        "no-mixing": Trial(change="channels not mixed", recipe=("channel_mixing_probability=0",)),
+        "scale-60": Trial(change="resized to 0.2 to 0.6 of the size", recipe=("resize_scale=[0.2,0.6]",)),
     },
 )
 STUDIES = (V0, V2, V2_LONG)
@@ -291,12 +294,13 @@ def study_lines(study: Study, records: dict[str, dict]) -> list[str]:
     """Return the table of a study's trials and their commands."""
     values = {name: _summary_values(record) for name, record in records.items()}
     titles = [*SUMMARY_ROWS.values(), "mean of all 20 rows"]
-    for name, table in study.load_corrupted().items():
-        accuracy = table.accuracies()
-        contrast = [value for row, value in accuracy.items() if row.startswith("contrast ")]
-        values[name] += [mean(contrast), mean(accuracy.values())]
     if study.corrupted_split:
         titles += ["low contrast", f"all {len(CORRUPTIONS)} corruptions"]
+        corrupted = study.load_corrupted()
+        for name in study.trials:
+            accuracy = corrupted[name].accuracies() if name in corrupted else {}
+            contrast = [value for row, value in accuracy.items() if row.startswith("contrast ")]
+            values[name] += [mean(contrast), mean(accuracy.values())] if accuracy else [nan, nan]
     lines = [f"| trial | change | {' | '.join(titles)} |", "|---|---|" + "--:|" * len(titles)]
     commands = []
     for name, record in records.items():
@@ -304,7 +308,7 @@ def study_lines(study: Study, records: dict[str, dict]) -> list[str]:
             cells = [f"{value:.2f}" for value in values[name]]
         else:
             differences = [value - before for value, before in zip(values[name], values[BASE], strict=True)]
-            cells = [f"{difference:+.2f}".replace("-", "−") for difference in differences]
+            cells = [f"{difference:+.2f}".replace("-", "−").replace("+nan", "–") for difference in differences]
         lines.append(f"| {name} | {study.trials[name].change} | {' | '.join(cells)} |")
         arguments = [*study.launcher_arguments(name), *study.arguments(name, "cifar10", name)]
         arguments = ["--cpu", *arguments] if record["hardware"]["device"] == "cpu" else arguments

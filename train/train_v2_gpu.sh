@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Train v2 on one GPU, for so many minutes: bash train/train_v2_gpu.sh DATASET OUTPUT_DIR MINUTES [OPTION ...]
 #
-# First the tests of what only a GPU shows, then a larger net than a CPU's, by two views of every image, for as many
+# First the tests of what only a GPU shows, then a larger net than a CPU's, by two views of every image and more of the mix
+# (it runs for more epochs than a CPU does), for as many
 # epochs as fit. Where $OUT names a folder, the results are copied there, and the weights in parts of at most 15 MiB,
 # which `cat $OUT/model.safetensors.* > model.safetensors` joins. A run that is stopped (SIGTERM, Ctrl-C) saves first,
 # and leaves its checkpoint's weights there. Options are those of train_v2.py; a --recipe or --config among them takes
@@ -39,7 +40,7 @@ if [ "${SKIP_TESTS:-}" != 1 ]; then python3 -m pytest -q -m gpu tests/test_gpu.p
 python3 -m accelerate.commands.launch --num_machines 1 --num_processes 1 --mixed_precision bf16 \
     --dynamo_backend "${DYNAMO_BACKEND:-inductor}" \
     train/train_v2.py --dataset "$dataset" --output_dir "$output" --minutes "$minutes" --checkpoint_steps 2000 \
-    --recipe batch_size=1024 views=2 consistency_weight=4 label_smoothing=0.1 \
+    --recipe batch_size=1024 views=2 consistency_weight=4 augmix_share=0.6 cutout_probability=0.5 \
     --config 'hidden_sizes=[192,288,304]' 'depths=[2,1,1]' "$@" &
 training=$!
 trap 'kill -TERM $training' TERM INT
