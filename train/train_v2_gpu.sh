@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # Train v2 on one GPU, for so many minutes: bash train/train_v2_gpu.sh DATASET OUTPUT_DIR MINUTES [OPTION ...]
 #
-# First the tests of what only a GPU shows, then a larger net than a CPU's, by two views of every image and more of the mix
-# (it runs for more epochs than a CPU does), for as many
-# epochs as fit. Where $OUT names a folder, the results are copied there, and the weights in parts of at most 15 MiB,
-# which `cat $OUT/model.safetensors.* > model.safetensors` joins. A run that is stopped (SIGTERM, Ctrl-C) saves first,
-# and leaves its checkpoint's weights there. Options are those of train_v2.py; a --recipe or --config among them takes
-# the place of the whole one given here.
+# First the tests of what only a GPU shows. Then a larger net than a CPU's is trained for as many epochs as fit, by two
+# views of every image, and by more of the mix, as these are more epochs. Where $OUT names a folder, the results are
+# copied there, and the weights in parts of at most 15 MiB, which `cat $OUT/model.safetensors.* > model.safetensors`
+# joins. A run that is stopped (SIGTERM, Ctrl-C) saves first, and leaves its checkpoint's weights there. Options are
+# those of train_v2.py; a --recipe or --config among them takes the place of the whole one given here.
 set -euo pipefail
 dataset=$1 output=$2 minutes=$3
 shift 3
