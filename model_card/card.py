@@ -34,6 +34,7 @@ from nula.model_card.tables import (
     published_pair,
     results_table,
     seeds_table,
+    summary_table,
     training_pflop,
     training_speed,
 )
@@ -44,6 +45,7 @@ from nula.records.release import LOCAL, Release, Releases, drawn_from, load_rele
 from nula.records.statistics import BINS
 from nula.records.table import Table, row_title
 
+MAIN_PICTURE = "table"  # stands with the first results; the others are folded
 WIDGET_CLASSES = 3  # examples in the widget, each of another class
 PARENT_OPTION = "--v0"  # of a script that fine-tunes, where training.json is from before it named the option
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -192,10 +194,13 @@ def _results_section(releases: Releases, release: Release) -> dict[str, Any]:
     """What the template shows of measurements."""
     table = _table(release)
     count = len(table.classes)
+    shown = {file.stem: caption for file, caption in pictures(releases).items()}
+    main_picture = (MAIN_PICTURE, shown.pop(MAIN_PICTURE)) if MAIN_PICTURE in shown else None
     return {
         "test_images": len(table.labels),
         "measured_on": dataset_title(table.provenance["dataset"]),
         "classes": NUMBERS[count] if count < len(NUMBERS) else str(count),
+        "summary_table": summary_table(releases),
         "results": results_table(releases),
         "published": bool(published_beside(releases)),
         "seeds": seeds_table(release),
@@ -208,7 +213,8 @@ def _results_section(releases: Releases, release: Release) -> dict[str, Any]:
         "claims": claims(releases),
         "definitions": definitions_table(all_on_cifar10(releases)),
         "limits": limits(release.results),
-        "pictures": {file.stem: caption for file, caption in pictures(releases).items()},
+        "pictures": shown,
+        "main_picture": main_picture,
     }
 
 

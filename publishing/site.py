@@ -53,7 +53,12 @@ def main() -> None:
     for file in site_files():
         copy = folder / file.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
+        if file.suffix == ".md":
+            # Where GitHub and the Hub read what is folded as markdown, mkdocs asks to be told.
+            text = file.read_text(encoding="utf-8")
+            copy.write_text(re.sub("^<details>", '<details markdown="1">', text, flags=re.M), encoding="utf-8")
+        else:
+            shutil.copyfile(file, copy)
 
 
 if __name__ == "__main__":
